@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Physical memory: real bytes in a sparse memfd, and the key each page was encrypted with.
+
+Hardware keeps ciphertext.  Here a page keeps its plaintext together with the key that its last writer used; whoever looks
+through another key sees that page's noise: the plaintext under both keystreams.  Changing a page's owner therefore costs
+nothing, and yields what hardware yields: bytes that make sense only to whoever wrote them.  Key 0 is no encryption.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from functools import lru_cache
+
+from ..rangemap import RangeMap
+
+__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "PhysicalMemory"]
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+@lru_cache(maxsize=64)
+def _keystream(pfn: int, key: int) -> int:
+    """What encryption under `key` adds to the page at `pfn`: fixed for the pair, unlike that of any other."""
+    from hashlib import shake_128
+
+    seed = b"gmemu memory encryption" + pfn.to_bytes(8, "little") + key.to_bytes(8, "little")
+    return int.from_bytes(shake_128(seed).digest(PAGE_SIZE), "little")
+
+
+class PhysicalMemory:
+    """`size` bytes of physical address space.  What was never written costs nothing and reads as zero."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fd = os.memfd_create("gmemu-memory", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+        self._bytes = mmap.mmap(self.fd, size)
+        self.keys: RangeMap[int] = RangeMap()
+        """pfn -> key the page's bytes were written with (absent: key 0)."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._bytes.close()
+        os.close(self.fd)
+
+    @property
+    def view(self) -> memoryview:
+        """The plaintext of everything, whoever owns it.  Release it before `close`."""
+        return memoryview(self._bytes)
+
+    def resident_bytes(self) -> int:
+        """How many bytes the pages that were touched take on this machine."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def read(self, address: int, length: int, key: int = 0) -> bytes:
+        """`length` bytes at physical `address` as `key` sees them."""
+        end = address + length
+        first, last = address >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT
+        if self.keys.covers(first, last, key or None):
+            return self._bytes[address:end]
+        out = bytearray()
+        for pfn in range(first, last):
+            base = pfn << PAGE_SHIFT
+            page = self._seen(pfn, key)
+            out += page[max(address - base, 0) : min(end - base, PAGE_SIZE)]
+        return bytes(out)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview, key: int = 0) -> None:
+        """Write `data` at physical `address` under `key`.  The rest of a page that had another key turns to noise."""
+        end = address + len(data)
+        first, last = address >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT
+        if not self.keys.covers(first, last, key or None):
+            self.rekey(first, last - first, key)
+        self._bytes[address:end] = data
+
+    def rekey(self, pfn: int, count: int, key: int) -> None:
+        """Keep `count` pages' bytes as `key` sees them, and let `key` be theirs."""
+        for start, end, old in self.keys.spans(pfn, pfn + count):
+            if (old or 0) != key:
+                for page in range(start, end):
+                    self._bytes[page << PAGE_SHIFT : (page + 1) << PAGE_SHIFT] = self._seen(page, key)
+        self.keys.set(pfn, pfn + count, key or None)
+
+    def encrypt_in_place(self, pfn: int, count: int, key: int) -> None:
+        """Trusted hardware reads `count` plain pages and writes them back under `key`: same bytes, another owner."""
+        self.keys.set(pfn, pfn + count, key or None)
+
+    def clear(self, pfn: int, count: int) -> None:
+        """Zero `count` pages (clear_highpage) under key 0, and let this machine have their memory back."""
+        self.keys.clear(pfn, pfn + count)
+        self._bytes.madvise(mmap.MADV_REMOVE, pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+
+    def _seen(self, pfn: int, key: int) -> bytes:
+        plain = self._bytes[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT]
+        owner = self.keys[pfn] or 0
+        if owner == key:
+            return plain
+        noise = (_keystream(pfn, owner) if owner else 0) ^ (_keystream(pfn, key) if key else 0)
+        return (int.from_bytes(plain, "little") ^ noise).to_bytes(PAGE_SIZE, "little")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Lock order, recorded: which lock was taken while which other was held, by name, as lockdep does by class.
+
+A cycle in that relation is a deadlock waiting for its schedule, whether or not one happened.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+from .runtime import Lock, RWLock
+
+if TYPE_CHECKING:
+    from .runtime import Runtime, Task
+
+__all__ = ["Lockdep"]
+
+
+class Lockdep:
+    """Edges ``(held, taken) -> task``, over the life of a host."""
+
+    def __init__(self) -> None:
+        self.edges: dict[tuple[str, str], str] = {}
+        self._held: dict[Task, list[str]] = {}
+
+    def acquire(self, task: Task, name: str) -> None:
+        """`task` takes lock `name`."""
+        held = self._held.setdefault(task, [])
+        for outer in held:
+            self.edges.setdefault((outer, name), task.name)
+        held.append(name)
+
+    def release(self, task: Task, name: str) -> None:
+        """`task` releases lock `name`."""
+        held = self._held.get(task, [])
+        if name in held:
+            del held[len(held) - 1 - held[::-1].index(name)]
+
+    def cycles(self) -> list[list[str]]:
+        """Each circular chain of lock names, once, starting from its smallest name."""
+        after: dict[str, list[str]] = {}
+        for outer, inner in sorted(self.edges):
+            after.setdefault(outer, []).append(inner)
+        found: list[list[str]] = []
+
+        def walk(path: list[str]) -> None:
+            for name in after.get(path[-1], ()):
+                if name == path[0]:
+                    found.append(path)
+                elif name > path[0] and name not in path:
+                    walk([*path, name])
+
+        for start in sorted(after):
+            walk([start])
+        return found
+
+    def report(self) -> str:
+        """The order seen, one `outer -> inner` to a line, then each circular chain in lockdep's shape."""
+        lines = [f"{outer} -> {inner}  (by {task})" for (outer, inner), task in sorted(self.edges.items())]
+        for cycle in self.cycles():
+            lines.append("possible circular locking dependency: " + " --> ".join([*cycle, cycle[0]]))
+        return "\n".join(lines)
+
+    def watch(self, rt: Runtime, lock: Lock) -> Lock:
+        """`lock`, with its taking and releasing recorded."""
+        return _Watched(self, rt, lock)
+
+    def watch_rw(self, rt: Runtime, lock: RWLock) -> RWLock:
+        """`lock`, with its taking and releasing recorded in both modes."""
+        lock.shared = _Side(self, rt, lock.name, lock.shared)
+        lock.exclusive = _Side(self, rt, lock.name, lock.exclusive)
+        return lock
+
+
+class _Side(AbstractContextManager[None]):
+    def __init__(self, lockdep: Lockdep, rt: Runtime, name: str, inner: AbstractContextManager[None]) -> None:
+        self._lockdep, self._rt, self.name, self._inner = lockdep, rt, name, inner
+
+    def __enter__(self) -> None:
+        self._lockdep.acquire(self._rt.current, self.name)
+        self._inner.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._inner.__exit__(None, None, None)
+        self._lockdep.release(self._rt.current, self.name)
+
+
+class _Watched(_Side, Lock):
+    def __init__(self, lockdep: Lockdep, rt: Runtime, lock: Lock) -> None:
+        super().__init__(lockdep, rt, lock.name, lock)
+        self._lock = lock
+
+    def assert_held(self) -> None:
+        self._lock.assert_held()

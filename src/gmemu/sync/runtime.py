@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Time, as kernel code sees it: locks, atomics, tasks, and marks on shared state.
+
+Kernel code asks a `Runtime` for its locks and tells it of each access to shared state.  It never asks which runtime it is
+in.  The *direct* one runs each call to its end.  The *explored* one may let another task run at every lock operation and
+every mark.  Whatever kernel code does through this interface is therefore a step that an exploration can see.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from typing import Any
+
+__all__ = ["Atomic", "Deadlock", "Lock", "RWLock", "Runtime", "Srcu", "Task"]
+
+
+class Deadlock(RuntimeError):
+    """A task waits for a lock that can't be released: the kernel would hang here."""
+
+
+class Task:
+    """A thread of a process (struct task_struct), or a device.  `current` is one of these."""
+
+    __slots__ = ("cpu", "mm", "name", "pending_signals", "process")
+
+    def __init__(self, name: str, process: Any = None, mm: Any = None, cpu: int = 0) -> None:
+        self.name, self.process, self.mm, self.cpu = name, process, mm, cpu
+        self.pending_signals = 0
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+
+class Lock(AbstractContextManager[None]):
+    """A mutex or spinlock.  Used as ``with vm.slots_lock:``."""
+
+    name: str
+
+    @abstractmethod
+    def assert_held(self) -> None:
+        """lockdep_assert_held(): a `Deadlock` of the caller's own making otherwise would go unseen."""
+
+
+class RWLock(ABC):
+    """A reader-writer lock (rwlock_t, rw_semaphore): ``with lock.shared:`` and ``with lock.exclusive:``."""
+
+    name: str
+    shared: AbstractContextManager[None]
+    exclusive: AbstractContextManager[None]
+
+    @abstractmethod
+    def assert_held(self) -> None:
+        """Held in either mode."""
+
+    @abstractmethod
+    def assert_exclusive(self) -> None:
+        """Held for writing."""
+
+
+class Srcu(ABC):
+    """Sleepable RCU: readers never wait; `synchronize` waits for the readers that were there when it began."""
+
+    name: str
+    read: AbstractContextManager[None]
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """synchronize_srcu()."""
+
+
+class Atomic(ABC):
+    """A shared integer whose every access is a step (atomic_t, READ_ONCE and WRITE_ONCE)."""
+
+    name: str
+
+    @abstractmethod
+    def read(self) -> int:
+        """atomic_read()."""
+
+    @abstractmethod
+    def set(self, value: int) -> None:
+        """atomic_set()."""
+
+    @abstractmethod
+    def add(self, delta: int) -> int:
+        """atomic_add_return(): the new value."""
+
+
+class Runtime(ABC):
+    """What the emulated kernel needs of time."""
+
+    current: Task
+
+    @abstractmethod
+    def mutex(self, name: str) -> Lock:
+        """A sleeping lock."""
+
+    @abstractmethod
+    def spinlock(self, name: str) -> Lock:
+        """A lock under which nothing may sleep."""
+
+    @abstractmethod
+    def rwsem(self, name: str) -> RWLock:
+        """A sleeping reader-writer lock."""
+
+    @abstractmethod
+    def rwlock(self, name: str) -> RWLock:
+        """A spinning reader-writer lock (KVM's mmu_lock on x86)."""
+
+    @abstractmethod
+    def srcu(self, name: str) -> Srcu:
+        """A sleepable-RCU domain."""
+
+    @abstractmethod
+    def atomic(self, name: str, value: int = 0) -> Atomic:
+        """A shared integer."""
+
+    @abstractmethod
+    def reads(self, what: object) -> None:
+        """Mark a read of shared state; `what` names the object, such as ``("pte", mm, vpn)``."""
+
+    @abstractmethod
+    def writes(self, what: object) -> None:
+        """Mark a write of shared state."""
+
+    @abstractmethod
+    def batch(self, count: int) -> int:
+        """How many of `count` like steps may be done as one: all where nothing can run between them, else 1."""
+
+    @abstractmethod
+    def resched(self) -> None:
+        """cond_resched(): a point where another task may run although nothing shared is touched."""
+
+    @abstractmethod
+    def enter(self, task: Task) -> Task:
+        """A system call begins for `task`.  Returns what `leave` must be given."""
+
+    @abstractmethod
+    def leave(self, previous: Task) -> None:
+        """The system call ends."""
+
+    @abstractmethod
+    def guest_mode(self) -> AbstractContextManager[None]:
+        """The vCPU runs its guest: other tasks may enter the kernel until the guest exits."""
