@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from functools import lru_cache
 
 from ..rangemap import RangeMap
 
-__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "PhysicalMemory"]
+__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "PhysicalMemory"]
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
+
+
+class HostAccessFault(Exception):
+    """The host touched a page that belongs to somebody else: the access faults in hardware."""
 
 
 @lru_cache(maxsize=64)
@@ -39,6 +44,8 @@ class PhysicalMemory:
         self._bytes = mmap.mmap(self.fd, size)
         self.keys: RangeMap[int] = RangeMap()
         """pfn -> key the page's bytes were written with (absent: key 0)."""
+        self.guards: list[Callable[[int, int, bool], None]] = []
+        """Asked before the host touches pages (pfn, count, write); raise `HostAccessFault` to refuse."""
 
     def close(self) -> None:
         """Give the memory back."""
@@ -74,6 +81,18 @@ class PhysicalMemory:
         if not self.keys.covers(first, last, key or None):
             self.rekey(first, last - first, key)
         self._bytes[address:end] = data
+
+    def host_read(self, address: int, length: int) -> bytes:
+        """A load by the host's own software.  Raises `HostAccessFault`."""
+        for guard in self.guards:
+            guard(address >> PAGE_SHIFT, (address + length - 1 >> PAGE_SHIFT) - (address >> PAGE_SHIFT) + 1, False)
+        return self.read(address, length)
+
+    def host_write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """A store by the host's own software.  Raises `HostAccessFault`."""
+        for guard in self.guards:
+            guard(address >> PAGE_SHIFT, (address + len(data) - 1 >> PAGE_SHIFT) - (address >> PAGE_SHIFT) + 1, True)
+        self.write(address, data)
 
     def rekey(self, pfn: int, count: int, key: int) -> None:
         """Keep `count` pages' bytes as `key` sees them, and let `key` be theirs."""

@@ -81,7 +81,18 @@ def nested(inner: type[Struct]) -> Any:
     return Field("s", inner.SIZE, 0, inner)
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(u8, u16, u32, u64, s8, s16, s32, s64, char, nested))
+def _first_use(cls: type[Struct], method: str) -> Any:
+    """Stand in for `method` until it is called: most programs use few of the structures they import."""
+
+    def compile_then_call(self: Struct, *args: Any, **kwargs: Any) -> Any:
+        cls._compile()
+        return getattr(cls, method)(self, *args, **kwargs)
+
+    return compile_then_call
+
+
+# No field_specifiers: a type checker then takes `= u32()` for a default, so that a field may be left out.
+@dataclass_transform(kw_only_default=True)
 class Struct:
     """Base of every declared structure.  Fields not given to the constructor are zero."""
 
@@ -105,7 +116,8 @@ class Struct:
         tail = -offset % align
         cls._codec = struct.Struct(code + (f"{tail}x" if tail else ""))
         cls.SIZE, cls.ALIGN, cls.OFFSETS, cls._fields = offset + tail, align, offsets, fields
-        cls._compile()
+        for method in ("__init__", "pack", "pack_into", "_load"):
+            setattr(cls, method, _first_use(cls, method))
 
     @classmethod
     def _compile(cls) -> None:

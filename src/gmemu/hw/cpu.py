@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual processor that runs a scripted guest.
+
+The guest is a Python function in a greenlet of its own.  It runs until the hardware would leave guest mode: a nested page
+fault, a hypercall, VMGEXIT, HLT.  Then `Cpu.enter` returns the exit to KVM, and the guest goes on where it was when KVM
+enters it again.  Memory is reached as hardware does it: TLB, nested walk, owner check, bytes under the guest's key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ..sync import Runtime
+from ..uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_FINAL_MASK, PFERR_PRESENT_MASK, PFERR_WRITE_MASK
+from .memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
+from .tlb import Tlb, Translation
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
+
+__all__ = [
+    "Access",
+    "Cpu",
+    "Exit",
+    "GhcbMsr",
+    "Guest",
+    "GuestMemory",
+    "Hlt",
+    "NestedPageFault",
+    "PlainMemory",
+    "PortIo",
+    "RmpFault",
+    "Shutdown",
+    "Vmgexit",
+    "Vmmcall",
+    "VmmCommunication",
+]
+
+Guest = Callable[[Any], object]
+"""A scripted guest: ``def guest(cpu): ...`` with a `GuestCpu`."""
+
+
+class Access(NamedTuple):
+    """What the instruction that faulted was doing; what KVM's emulator would decode."""
+
+    gpa: int
+    write: bool
+    data: bytes
+    """The bytes to store, or as many zeroes as are to be loaded."""
+
+
+class NestedPageFault(NamedTuple):
+    """#NPF: `error_code` has PFERR_* bits."""
+
+    gpa: int
+    error_code: int
+    access: Access
+
+
+class Vmmcall(NamedTuple):
+    """VMMCALL with a number and up to four arguments in registers."""
+
+    nr: int
+    args: tuple[int, ...]
+
+
+class GhcbMsr(NamedTuple):
+    """VMGEXIT with a request in the GHCB MSR."""
+
+    value: int
+
+
+class Vmgexit(NamedTuple):
+    """VMGEXIT with a GHCB: exit code, two information words, and the shared buffer (as the guest's view of it)."""
+
+    code: int
+    info1: int
+    info2: int
+    buffer: bytearray
+
+
+class PortIo(NamedTuple):
+    """IN or OUT."""
+
+    port: int
+    write: bool
+    data: bytes
+
+
+class Hlt(NamedTuple):
+    """HLT, or the guest function returned."""
+
+
+class Shutdown(NamedTuple):
+    """Triple fault."""
+
+
+Exit = NestedPageFault | Vmmcall | GhcbMsr | Vmgexit | PortIo | Hlt | Shutdown
+
+
+class VmmCommunication(Exception):
+    """#VC in the guest.  Linux guests treat all but a few as fatal; so does a scripted guest that doesn't catch it."""
+
+    def __init__(self, gpa: int, why: str) -> None:
+        super().__init__(f"#VC at gpa {gpa:#x}: {why}")
+        self.gpa, self.why = gpa, why
+
+
+class RmpFault(Exception):
+    """The owner check of a guest access failed: a nested page fault with these PFERR_* bits."""
+
+    def __init__(self, error_code: int) -> None:
+        super().__init__(f"nested page fault, error bits {error_code:#x}")
+        self.error_code = error_code
+
+
+class GuestMemory(Protocol):
+    """How a guest's accesses are checked against the page's owner, and under which key they see its bytes."""
+
+    def key(self, encrypted: bool) -> int:
+        """The key of an access with or without the C-bit."""
+
+    def check(self, pfn: int, gfn: int, write: bool, encrypted: bool) -> None:
+        """Raise `RmpFault` or `VmmCommunication` if the access isn't allowed."""
+
+
+class PlainMemory:
+    """No trusted entity: every access is allowed, in the clear."""
+
+    def key(self, encrypted: bool) -> int:
+        return 0
+
+    def check(self, pfn: int, gfn: int, write: bool, encrypted: bool) -> None:
+        pass
+
+
+class Cpu:
+    """One virtual processor: its TLB, its guest, and the nested page table that it walks.
+
+    `walk(gfn)` gives the nested page table's entry.  `encrypted_default` says whether an access that doesn't say is made
+    with the C-bit.
+    """
+
+    def __init__(
+        self,
+        rt: Runtime,
+        memory: PhysicalMemory,
+        walk: Callable[[int], Translation | None],
+        protection: GuestMemory,
+        encrypted_default: bool = False,
+    ) -> None:
+        self.rt, self.memory, self.walk, self.protection = rt, memory, walk, protection
+        self.encrypted_default = encrypted_default
+        self.tlb = Tlb()
+        self._guest: greenlet | None = None
+
+    @property
+    def has_guest(self) -> bool:
+        """Whether there is anything to run."""
+        return self._guest is not None
+
+    def load_guest(self, guest: Guest, interface: object) -> None:
+        """Replace what runs: `guest(interface)` starts at the next entry."""
+        from greenlet import greenlet
+
+        def body() -> Exit:
+            try:
+                guest(interface)
+            except VmmCommunication as vc:
+                return self._fatal_vc(vc)
+            return Hlt()
+
+        self._guest = greenlet(body)
+
+    def enter(self, completion: object = None) -> Exit:
+        """Run the guest until it exits.  `completion` is what the exit before has to give to it (MMIO or port data,
+        hypercall result).  An exception of the guest's own comes out here."""
+        from greenlet import getcurrent
+
+        guest = self._guest
+        assert guest is not None
+        guest.parent = getcurrent()
+        exit_: Exit = guest.switch(completion) if guest else guest.switch()
+        if guest.dead:
+            self._guest = None
+        return exit_
+
+    def leave(self, exit_: Exit) -> Any:
+        """In the guest: leave guest mode with `exit_`; returns KVM's completion."""
+        assert self._guest is not None
+        return self._guest.parent.switch(exit_)
+
+    def _fatal_vc(self, vc: VmmCommunication) -> Exit:
+        """What Linux does with a #VC that it can't handle: ask for termination, general reason set, reason 0."""
+        self.fatal = vc
+        return GhcbMsr(0x100)
+
+    # Memory, as the guest's instructions reach it
+
+    def load(self, gpa: int, length: int, encrypted: bool) -> bytes:
+        """`length` bytes from guest-physical `gpa`."""
+        pieces = []
+        while length:
+            n = min(length, PAGE_SIZE - (gpa & (PAGE_SIZE - 1)))
+            pieces.append(self._access(Access(gpa, False, bytes(n)), encrypted))
+            gpa, length = gpa + n, length - n
+        return b"".join(pieces)
+
+    def store(self, gpa: int, data: bytes, encrypted: bool) -> None:
+        """Write `data` at guest-physical `gpa`."""
+        at = 0
+        while at < len(data):
+            n = min(len(data) - at, PAGE_SIZE - (gpa + at & (PAGE_SIZE - 1)))
+            self._access(Access(gpa + at, True, data[at : at + n]), encrypted)
+            at += n
+
+    def _access(self, access: Access, encrypted: bool) -> bytes:
+        """One access within one page, retried after each exit until it's done or KVM emulated it."""
+        gfn, offset = access.gpa >> PAGE_SHIFT, access.gpa & (PAGE_SIZE - 1)
+        while True:
+            fault = PFERR_WRITE_MASK if access.write else 0
+            try:
+                pfn = self.translate(gfn, access.write, encrypted)
+                self.protection.check(pfn, gfn, access.write, encrypted)
+            except RmpFault as rmp:
+                fault |= rmp.error_code | PFERR_GUEST_FINAL_MASK | (PFERR_GUEST_ENC_MASK if encrypted else 0)
+                done = self.leave(NestedPageFault(access.gpa, fault, access))
+                if isinstance(done, bytes):
+                    return done
+                continue
+            address, key = (pfn << PAGE_SHIFT) + offset, self.protection.key(encrypted)
+            self.rt.reads(("memory", pfn)) if not access.write else self.rt.writes(("memory", pfn))
+            if not access.write:
+                return self.memory.read(address, len(access.data), key)
+            self.memory.write(address, access.data, key)
+            return b""
+
+    def translate(self, gfn: int, write: bool, encrypted: bool) -> int:
+        """The page frame at `gfn`, by the TLB or a nested walk.  Raises `RmpFault` without RMP bits when there is none."""
+        hit = self.tlb.entries.get(gfn)
+        if hit is None or (write and not hit.writable):
+            hit = self.walk(gfn)
+            if hit is None or (write and not hit.writable):
+                raise RmpFault(PFERR_PRESENT_MASK if hit else 0)
+            self.tlb.entries[gfn] = hit
+        return hit.pfn

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_SET_MEMORY_ATTRIBUTES2: a range of guest_memfd pages becomes private, or shared, where it is.
+
+The in-place conversion series, v13.  All that can fail comes first, then the point of no return: invalidation begins, the
+attribute is stored, invalidation ends.  A conversion that fails has unmapped the host's pages and done nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ...invariants import InvariantViolation
+from ...mm.filemap import PageCache
+from ...mm.uaccess import UserPointer, copy_from_user, copy_to_user
+from ...rules import KernelError
+from ...rules import gmem as rules
+from ...uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes2
+from .invalidate import Filter, invalidate_end, invalidate_start
+
+if TYPE_CHECKING:
+    from ..host import Host
+    from .file import GmemFile
+    from .inode import GmemInode
+
+__all__ = ["ConversionError", "kvm_gmem_set_attributes"]
+
+_NO_RESERVED = (0,) * 11
+_U64 = (1 << 64) - 1
+
+
+class ConversionError(Exception):
+    """A conversion stopped at file page `index`; `error` is what user space gets."""
+
+    def __init__(self, error: KernelError, index: int) -> None:
+        super().__init__(error, index)
+        self.error, self.index = error, index
+
+
+def kvm_gmem_set_attributes(file: GmemFile, argp: UserPointer) -> int:
+    """The ioctl: checks in the kernel's order, then the conversion.
+
+    On failure of the conversion itself (EAGAIN, ENOMEM) `error_offset` (bytes, from the start of the file) is written
+    back; when that write fails the result is EFAULT.  On success nothing is written back.
+    """
+    mm = file.vm.rt.current.mm
+    attrs = copy_from_user(mm, kvm_memory_attributes2, argp)
+    if attrs.flags:
+        raise rules.ATTR_FLAGS(f"flags {attrs.flags:#x}")
+    if attrs.reserved != _NO_RESERVED:
+        raise rules.ATTR_RESERVED(f"reserved {attrs.reserved}")
+    if not file.vm.arch.has_private_mem:
+        raise rules.ATTR_NO_PRIVATE_MEM(f"VM type {file.vm.vm_type.name}")
+    if attrs.attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE:
+        raise rules.ATTR_UNKNOWN(f"attributes {attrs.attributes:#x}")
+    offset, size = attrs.offset, attrs.size
+    if size == 0 or offset + size > _U64:
+        raise rules.ATTR_RANGE(f"offset {offset:#x}, size {size:#x}")
+    if (offset | size) & (PAGE_SIZE - 1):
+        raise rules.ATTR_UNALIGNED(f"offset {offset:#x}, size {size:#x}")
+    inode = file.gmem_inode
+    if offset + size > inode.size:
+        raise rules.ATTR_EOF(f"offset {offset:#x}, size {size:#x}, file of {inode.size:#x}")
+    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    try:
+        file.vm.host.design.convert(inode, start, end, attrs.attributes)
+    except ConversionError as failed:
+        attrs.error_offset = failed.index << PAGE_SHIFT
+        copy_to_user(mm, argp, attrs)
+        raise failed.error from None
+    return 0
+
+
+def convert(inode: GmemInode, start: int, end: int, attributes: int) -> None:
+    """Give file pages [start, end) the wanted attribute.  Raises `ConversionError`, having changed no attribute."""
+    host, mapping = inode.host, inode.mapping
+    with mapping.invalidate_lock.exclusive:
+        host.rt.reads(("attribute", inode, start))
+        if inode.attributes.covers(start, end, attributes):
+            return
+        host.design.reserve_attributes(inode, start)
+        if attributes:
+            mapping.unmap_pages(start, end)
+            host.design.check_references(host, mapping, start, end)
+            invalidate_start(inode.files, start, end, Filter.SHARED)
+        else:
+            invalidate_start(inode.files, start, end, Filter.PRIVATE)
+            _make_shared(inode, start, end)
+        host.rt.writes(("attribute", inode, start))
+        inode.attributes.set(start, end, attributes)
+        invalidate_end(inode.files, start, end)
+        if attributes and mapping.i_mmap and mapping.is_mapped(start, end):
+            raise InvariantViolation(f"file pages {start:#x}-{end:#x} are private and mapped by the host")
+
+
+def reserve_attributes(inode: GmemInode, index: int) -> None:
+    """Preallocate what storing the attribute may need (the maple tree's nodes), so that storing can't fail.
+
+    Raises ENOMEM at `index` when the host is told to fail that allocation.
+    """
+    try:
+        inode.host.allocate("gmem-attributes")
+    except KernelError as error:
+        raise ConversionError(error, index) from error
+
+
+def _make_shared(inode: GmemInode, start: int, end: int) -> None:
+    """kvm_arch_gmem_make_shared() for what is allocated: the trusted entity gives the pages back."""
+    for s, e, delta in list(inode.mapping.pages.runs(start, end)):
+        inode.host.gmem_make_shared(s + delta, e - s)
+
+
+def check_references(host: Host, mapping: PageCache, start: int, end: int) -> None:
+    """Nobody but the page cache may hold a page that is to become private.
+
+    A count that is too high may be due to LRU batches: drain this CPU's, then every CPU's, each at most once a call.
+    Raises `ConversionError` with EAGAIN at the first page that is still held.
+    """
+    memmap = host.memmap
+    drained = 0
+    for s, e, delta in list(mapping.pages.runs(start, end)):
+        host.rt.reads(("refcount", s + delta))
+        while not memmap.refs.covers(s + delta, e + delta, 1):
+            first, count = next((f, r) for f, _, r in memmap.refs.runs(s + delta, e + delta) if r != 1)
+            if drained == 2 or memmap.maybe_dma_pinned(first) or memmap.mapcount(first):
+                held = f"file page {first - delta:#x} with {count} references, 1 expected"
+                raise ConversionError(rules.ATTR_BUSY(held), max(start, first - delta))
+            drained += 1
+            host.design.drain(host, drained)
+
+
+def drain_lru(host: Host, stage: int) -> None:
+    """lru_add_drain() on this CPU, then lru_add_drain_all()."""
+    if stage == 1:
+        host.lru.lru_add_drain(host.rt.current.cpu)
+    else:
+        host.lru.lru_add_drain_all()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Finding a guest_memfd page: for the host's page fault, for the guest's, and for populate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...mm.filemap import Folio
+from ...rules import BusError, KernelError
+from ...rules import gmem as rules
+
+if TYPE_CHECKING:
+    from ..memslots import Memslot
+    from ..vm import Vm
+    from .file import GmemFile
+    from .inode import GmemInode
+
+__all__ = ["get_pfn_locked", "kvm_gmem_fault_user_mapping", "kvm_gmem_get_pfn"]
+
+
+def kvm_gmem_fault_user_mapping(inode: GmemInode, index: int, count: int, address: int) -> Folio:
+    """The host touches its mapping: give it the page at `index` (and like ones after it, up to `count`) if it's shared.
+
+    The invalidate lock is held only while the page is looked up; the fault then goes on with the folio's lock and a
+    reference, which a conversion can see.  Raises SIGBUS for `address`.
+    """
+    if index >= inode.nr_pages:
+        raise BusError(rules.FAULT_EOF, address, f"file page {index:#x} of {inode.nr_pages:#x}")
+    mapping = inode.mapping
+    with mapping.invalidate_lock.shared:
+        count = inode.shared_run(index, min(count, inode.nr_pages - index))
+        if not count:
+            raise BusError(rules.FAULT_PRIVATE, address, f"file page {index:#x}, which is private")
+        try:
+            folio = inode.grab_folio(index, count)
+        except KernelError as error:
+            raise BusError(rules.FAULT_OOM, address, str(error)) from error
+    poisoned = inode.host.memmap.poisoned
+    if poisoned and not poisoned.isdisjoint(range(folio.pfn, folio.pfn + folio.count)):
+        mapping.unlock_folio(folio)
+        mapping.put_folio(folio)
+        if folio.count > 1:
+            return kvm_gmem_fault_user_mapping(inode, index, 1, address)
+        raise BusError(rules.FAULT_POISON, address, f"file page {index:#x}")
+    mapping.clear_folio(folio)
+    return folio
+
+
+def get_pfn_locked(file: GmemFile, slot: Memslot, index: int, count: int = 1) -> Folio:
+    """__kvm_gmem_get_pfn(): the locked folio at `index`, with a reference; at most `count` like ones."""
+    folio = file.gmem_inode.grab_folio(index, count)
+    poisoned = file.vm.host.memmap.poisoned
+    if poisoned and folio.pfn in poisoned:
+        file.gmem_inode.mapping.unlock_folio(folio)
+        file.gmem_inode.mapping.put_folio(folio)
+        raise rules.GET_PFN_POISON(f"file page {index:#x}")
+    return folio
+
+
+def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
+    """The page frame for `gfn`, zeroed if never used, and made private for the trusted entity if it's to be.
+
+    The caller gets a reference to the page.  Raises EFAULT if the file was closed, EHWPOISON, ENOMEM, or what making it
+    private raises.
+    """
+    file = vm.gmem_file_of(slot)
+    if file is None:
+        raise rules.GET_PFN_CLOSED(f"slot {slot.id}")
+    inode, index = file.gmem_inode, slot.gmem_index(gfn)
+    mapping = inode.mapping
+    try:
+        with mapping.invalidate_lock.shared:
+            folio = get_pfn_locked(file, slot, index)
+            try:
+                mapping.clear_folio(folio)
+                if inode.private_run(index, 1):
+                    vm.arch.make_private(gfn, folio.pfn, 1)
+            except BaseException:
+                mapping.unlock_folio(folio)
+                mapping.put_folio(folio)
+                raise
+            mapping.unlock_folio(folio)
+        return folio.pfn
+    finally:
+        file.put()
+
+

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Taking guest_memfd pages out of the guests that have them (kvm_gmem_invalidate_start, _end).
+
+The caller holds the inode's invalidate lock, so that bindings can't change between start and end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Flag
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..memslots import Memslot
+    from .file import GmemFile
+    from .inode import GmemInode
+
+__all__ = ["Filter", "filter_for_removal", "invalidate_end", "invalidate_start"]
+
+
+class Filter(Flag):
+    """Which of a guest's views of a range go: enum kvm_gfn_range_filter."""
+
+    SHARED = 1
+    PRIVATE = 2
+
+
+def filter_for_removal(inode: GmemInode) -> Filter:
+    """What a punch, release or memory error takes away: in place, a range can be mixed."""
+    if inode.host.profile.in_place:
+        return Filter.SHARED | Filter.PRIVATE
+    return Filter.SHARED if inode.init_shared else Filter.PRIVATE
+
+
+def invalidate_start(files: list[GmemFile], start: int, end: int, filter: Filter) -> None:
+    """kvm_gmem_invalidate_start(): in each VM that has file pages [start, end) bound, begin the invalidation and unmap."""
+    for file in files:
+        ranges = [
+            (slot.base_gfn + max(slot.gmem_pgoff, start) - slot.gmem_pgoff, slot.base_gfn + last - slot.gmem_pgoff)
+            for slot, last in _bound(file, start, end)
+        ]
+        if not ranges:
+            continue
+        vm = file.vm
+        with vm.mmu_lock.exclusive:
+            vm.mmu.invalidate_begin()
+            flush = False
+            for first, last in ranges:
+                vm.mmu.invalidate_range_add(first, last)
+                flush |= vm.arch.unmap_range(first, last, filter)
+                vm.arch.invalidate_range(first, last)
+            if flush:
+                vm.flush_remote_tlbs()
+
+
+def invalidate_end(files: list[GmemFile], start: int, end: int) -> None:
+    """kvm_gmem_invalidate_end(): faults may come in again."""
+    for file in files:
+        if not file.bindings.empty(start, end):
+            with file.vm.mmu_lock.exclusive:
+                file.vm.mmu.invalidate_end()
+
+
+def _bound(file: GmemFile, start: int, end: int) -> Iterator[tuple[Memslot, int]]:
+    """The slots bound to file pages [start, end), each with the last such page (exclusive)."""
+    for _, _, slot in file.bindings.runs(start, end):
+        yield slot, min(slot.gmem_pgoff + slot.npages, end)

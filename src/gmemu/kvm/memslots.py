@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memslots: which guest frames exist, and what backs them (virt/kvm/kvm_main.c)."""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from typing import TYPE_CHECKING
+
+from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..mm.uaccess import access_ok
+from ..profiles.table import KVM_USER_MEM_SLOTS
+from ..rules import kvm as rules
+from ..uapi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2
+from .guest_memfd.binding import kvm_gmem_bind, kvm_gmem_unbind
+
+if TYPE_CHECKING:
+    from .guest_memfd.file import GmemFile
+    from .vm import Vm
+
+__all__ = ["KVM_MEMSLOT_GMEM_ONLY", "KVM_MEMSLOT_INVALID", "Memslot", "Memslots", "set_memory_region"]
+
+KVM_MEMSLOT_INVALID = 1 << 16
+KVM_MEMSLOT_GMEM_ONLY = 1 << 17
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+MAX_GFN = (1 << 52 - PAGE_SHIFT) - 1
+_U64 = (1 << 64) - 1
+
+
+class Memslot:
+    """struct kvm_memory_slot.  `gmem_file` and `gmem_pgoff` (pages) say where in which guest_memfd it is bound."""
+
+    __slots__ = (
+        "as_id",
+        "base_gfn",
+        "dirty_bitmap",
+        "flags",
+        "freed",
+        "gmem_file",
+        "gmem_pgoff",
+        "id",
+        "npages",
+        "userspace_addr",
+    )
+
+    def __init__(self, as_id: int, id: int, base_gfn: int, npages: int, flags: int, userspace_addr: int) -> None:
+        self.as_id, self.id, self.base_gfn, self.npages = as_id, id, base_gfn, npages
+        self.flags, self.userspace_addr = flags, userspace_addr
+        self.gmem_file: GmemFile | None = None
+        self.gmem_pgoff = 0
+        self.dirty_bitmap: set[int] | None = None
+        self.freed = False
+
+    @property
+    def end_gfn(self) -> int:
+        """One past the last guest frame."""
+        return self.base_gfn + self.npages
+
+    @property
+    def has_gmem(self) -> bool:
+        """kvm_slot_has_gmem()."""
+        return bool(self.flags & KVM_MEM_GUEST_MEMFD)
+
+    @property
+    def gmem_only(self) -> bool:
+        """kvm_memslot_is_gmem_only(): guest_memfd serves shared accesses too."""
+        return bool(self.flags & KVM_MEMSLOT_GMEM_ONLY)
+
+    def gmem_index(self, gfn: int) -> int:
+        """kvm_gmem_get_index(): the file page that backs `gfn`."""
+        return gfn - self.base_gfn + self.gmem_pgoff
+
+    def copy(self) -> Memslot:
+        """kvm_copy_memslot()."""
+        other = Memslot(self.as_id, self.id, self.base_gfn, self.npages, self.flags, self.userspace_addr)
+        other.gmem_file, other.gmem_pgoff, other.dirty_bitmap = self.gmem_file, self.gmem_pgoff, self.dirty_bitmap
+        return other
+
+    def __lt__(self, other: Memslot) -> bool:
+        return self.base_gfn < other.base_gfn
+
+    def __repr__(self) -> str:
+        return f"<Memslot {self.id} gfn {self.base_gfn:#x}-{self.end_gfn:#x} flags {self.flags:#x}>"
+
+
+class Memslots:
+    """The slots of one address space, by id and by guest frame."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Memslot] = {}
+        self._sorted: list[Memslot] = []
+
+    def find(self, gfn: int) -> Memslot | None:
+        """gfn_to_memslot()."""
+        i = bisect_right(self._sorted, gfn, key=lambda slot: slot.base_gfn)
+        if i and gfn < self._sorted[i - 1].end_gfn:
+            return self._sorted[i - 1]
+        return None
+
+    def overlapping(self, start: int, end: int) -> list[Memslot]:
+        """The slots that meet guest frames [start, end), in order."""
+        i = bisect_right(self._sorted, start, key=lambda slot: slot.base_gfn)
+        i -= bool(i and self._sorted[i - 1].end_gfn > start)
+        found = []
+        while i < len(self._sorted) and self._sorted[i].base_gfn < end:
+            found.append(self._sorted[i])
+            i += 1
+        return found
+
+    def replace(self, old: Memslot | None, new: Memslot | None) -> None:
+        """kvm_replace_memslot(): one goes, one comes; either may be none."""
+        if old is not None:
+            del self.by_id[old.id]
+            i = bisect_right(self._sorted, old.base_gfn, key=lambda slot: slot.base_gfn)
+            del self._sorted[i - 1]
+        if new is not None:
+            self.by_id[new.id] = new
+            insort(self._sorted, new)
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+
+def set_memory_region(vm: Vm, mem: kvm_userspace_memory_region2) -> None:
+    """kvm_vm_ioctl_set_memory_region() and kvm_set_memory_region(): create, move, change flags of, or delete a slot."""
+    if mem.slot & 0xFFFF >= KVM_USER_MEM_SLOTS:
+        raise rules.SLOT_ID_USER(f"slot {mem.slot & 0xFFFF}, limit {KVM_USER_MEM_SLOTS}")
+    with vm.slots_lock:
+        _set_memory_region(vm, mem)
+
+
+def _check_region(vm: Vm, mem: kvm_userspace_memory_region2) -> None:
+    """check_memory_region_flags() and the general sanity checks of kvm_set_memory_region()."""
+    gmem = mem.flags & KVM_MEM_GUEST_MEMFD
+    valid = KVM_MEM_LOG_DIRTY_PAGES
+    if vm.profile.gmem_for_default_vm or vm.arch.has_private_mem:
+        valid |= KVM_MEM_GUEST_MEMFD
+    if gmem:
+        valid &= ~KVM_MEM_LOG_DIRTY_PAGES
+    elif not vm.arch.has_protected_state:
+        valid |= KVM_MEM_READONLY
+    if mem.flags & ~valid:
+        raise rules.SLOT_FLAGS(f"flags {mem.flags:#x}, allowed {valid:#x}")
+    if mem.memory_size & (PAGE_SIZE - 1):
+        raise rules.SLOT_SIZE(f"size {mem.memory_size:#x}")
+    if mem.guest_phys_addr & (PAGE_SIZE - 1):
+        raise rules.SLOT_GPA(f"gpa {mem.guest_phys_addr:#x}")
+    if mem.userspace_addr & (PAGE_SIZE - 1) or not access_ok(mem.userspace_addr, mem.memory_size):
+        raise rules.SLOT_HVA(f"userspace_addr {mem.userspace_addr:#x}, size {mem.memory_size:#x}")
+    if gmem and (mem.guest_memfd_offset & (PAGE_SIZE - 1) or mem.guest_memfd_offset + mem.memory_size > _U64):
+        raise rules.SLOT_GMEM_OFFSET(f"offset {mem.guest_memfd_offset:#x}, size {mem.memory_size:#x}")
+    if mem.slot >> 16 >= vm.arch.nr_memslot_as_ids:
+        raise rules.SLOT_AS(f"address space {mem.slot >> 16}, the VM has {vm.arch.nr_memslot_as_ids}")
+    if mem.guest_phys_addr + mem.memory_size > _U64:
+        raise rules.SLOT_GPA_WRAP(f"gpa {mem.guest_phys_addr:#x}, size {mem.memory_size:#x}")
+    if mem.memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
+        raise rules.SLOT_PAGES(f"{mem.memory_size >> PAGE_SHIFT} pages")
+
+
+def _set_memory_region(vm: Vm, mem: kvm_userspace_memory_region2) -> None:
+    _check_region(vm, mem)
+    as_id, id = mem.slot >> 16, mem.slot & 0xFFFF
+    slots = vm.memslots[as_id]
+    old = slots.by_id.get(id)
+    if not mem.memory_size:
+        if old is None:
+            raise rules.SLOT_DELETE_NONE(f"slot {id}")
+        _delete(vm, slots, old)
+        return
+    base_gfn, npages = mem.guest_phys_addr >> PAGE_SHIFT, mem.memory_size >> PAGE_SHIFT
+    moved = old is not None and base_gfn != old.base_gfn
+    if old is not None:
+        if mem.flags & KVM_MEM_GUEST_MEMFD:
+            raise rules.SLOT_IMMUTABLE(f"slot {id}")
+        kept = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
+        if mem.userspace_addr != old.userspace_addr or npages != old.npages or (mem.flags ^ old.flags) & kept:
+            raise rules.SLOT_MODIFY(f"{old} against {mem!r}")
+        if not moved and mem.flags == old.flags:
+            return
+    if old is None or moved:
+        others = [slot for slot in slots.overlapping(base_gfn, base_gfn + npages) if slot.id != id]
+        if others:
+            raise rules.SLOT_OVERLAP(f"gfn {base_gfn:#x}-{base_gfn + npages:#x} meets {others[0]}")
+    new = Memslot(as_id, id, base_gfn, npages, mem.flags, mem.userspace_addr)
+    if mem.flags & KVM_MEM_GUEST_MEMFD:
+        kvm_gmem_bind(vm, new, mem.guest_memfd, mem.guest_memfd_offset)
+    try:
+        _set_memslot(vm, slots, old, new, moved)
+    except BaseException:
+        if mem.flags & KVM_MEM_GUEST_MEMFD:
+            kvm_gmem_unbind(vm, new)
+        raise
+
+
+def _set_memslot(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot, moved: bool) -> None:
+    """kvm_set_memslot() for CREATE, MOVE and FLAGS_ONLY."""
+    invalid = _invalidate_memslot(vm, slots, old) if moved and old is not None else None
+    try:
+        _prepare_memory_region(old, new)
+    except BaseException:
+        if invalid is not None and old is not None:
+            _swap(vm, slots, invalid, old)
+        raise
+    _swap(vm, slots, invalid or old, new)
+    if old is not None:
+        old.freed = True
+        if not moved and new.flags & ~old.flags & KVM_MEM_LOG_DIRTY_PAGES:
+            vm.mmu.write_protect(new.base_gfn, new.end_gfn)
+
+
+def _prepare_memory_region(old: Memslot | None, new: Memslot) -> None:
+    """kvm_prepare_memory_region(): the dirty bitmap; then kvm_arch_prepare_memory_region()."""
+    if new.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        new.dirty_bitmap = old.dirty_bitmap if old is not None and old.dirty_bitmap is not None else set()
+    if new.end_gfn - 1 > MAX_GFN:
+        raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}")
+
+
+def _delete(vm: Vm, slots: Memslots, old: Memslot) -> None:
+    """kvm_set_memslot(KVM_MR_DELETE): zap while the slot is INVALID, then take it away, then unbind it."""
+    invalid = _invalidate_memslot(vm, slots, old)
+    _swap(vm, slots, invalid, None)
+    if old.has_gmem:
+        kvm_gmem_unbind(vm, old)
+    old.freed = invalid.freed = True
+
+
+def _invalidate_memslot(vm: Vm, slots: Memslots, old: Memslot) -> Memslot:
+    """kvm_invalidate_memslot(): nobody may map the slot any more; then zap what is mapped."""
+    invalid = old.copy()
+    invalid.flags |= KVM_MEMSLOT_INVALID
+    _swap(vm, slots, old, invalid)
+    with vm.mmu_lock.exclusive:
+        if vm.mmu.unmap_range(old.base_gfn, old.end_gfn):
+            vm.flush_remote_tlbs()
+    return invalid
+
+
+def _swap(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot | None) -> None:
+    """kvm_swap_active_memslots(): publish, then wait until no reader can have seen what was."""
+    with vm.slots_arch_lock:
+        vm.rt.writes(("memslots", vm))
+        slots.replace(old, new)
+    vm.srcu.synchronize()

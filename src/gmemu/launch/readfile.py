@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading the files that a launch is made from, with errors for people."""
+
+from __future__ import annotations
+
+import io
+import os
+from stat import S_ISREG
+
+from .errors import LaunchError
+
+__all__ = ["read_file", "sha256_file"]
+
+_CHUNK = 1 << 20
+_MAX_HASHED = 1 << 36
+
+
+def read_file(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
+    """The contents of a regular file of at most `limit` bytes; `what` is its part in the launch, for messages."""
+    try:
+        with _open(path, what) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise LaunchError(
+                    f"the {what} file {os.fspath(path)} has {size:#x} bytes, and at most {limit:#x} can be taken"
+                )
+            return file.readall()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+
+
+def sha256_file(path: str | os.PathLike[str], what: str) -> bytes:
+    """SHA-256 of a file's contents, read a piece at a time: a kernel or initrd may be large."""
+    from hashlib import sha256
+
+    digest, total = sha256(), 0
+    try:
+        with _open(path, what) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                if (total := total + len(chunk)) > _MAX_HASHED:
+                    raise LaunchError(
+                        f"the {what} file {os.fspath(path)} goes on after {_MAX_HASHED:#x} bytes, which no guest holds"
+                    )
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+    return digest.digest()
+
+
+def _open(path: str | os.PathLike[str], what: str) -> io.FileIO:
+    """Open a regular file or /dev/null, but nothing that could block or never end."""
+    if os.fspath(path) != os.devnull and not S_ISREG(os.stat(path).st_mode):
+        raise LaunchError(f"the {what} {os.fspath(path)} isn't a regular file; give the path of an image")
+    return io.FileIO(path)
+
+
+def _unreadable(path: str | os.PathLike[str], what: str, error: Exception) -> LaunchError:
+    if isinstance(error, LaunchError):
+        return error
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return LaunchError(f"the {what} file {os.fspath(path)!s} can't be read: {why}")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""get_user_pages: take references on the pages behind user addresses (mm/gup.c)."""
+
+from __future__ import annotations
+
+from ..hw.memory import PAGE_SHIFT
+from ..rules import MemoryFault
+from ..rules import mm as rules
+from ..uapi.mman import FOLL_PIN, FOLL_WRITE
+from .address_space import AddressSpace
+
+__all__ = ["get_user_pages_fast", "put_pages"]
+
+
+def get_user_pages_fast(mm: AddressSpace, address: int, count: int, flags: int = 0) -> list[tuple[int, int]]:
+    """Reference `count` pages from user `address` (page aligned, bytes): runs of (pfn, count), in order.
+
+    With FOLL_PIN each page gets GUP_PIN_COUNTING_BIAS references (release with `Memmap.unpin`), else one.  Nothing is held
+    when it fails, with EFAULT (`mm.gup.fault`) or EHWPOISON (`mm.gup.hwpoison`).
+    """
+    runs: list[tuple[int, int]] = []
+    vpn, end = address >> PAGE_SHIFT, (address >> PAGE_SHIFT) + count
+    try:
+        while vpn < end:
+            pfn, have = _get_run(mm, vpn, min(end - vpn, mm.rt.batch(end - vpn)), flags)
+            runs.append((pfn, have))
+            vpn += have
+    except BaseException:
+        put_pages(mm, runs, flags)
+        raise
+    return runs
+
+
+def put_pages(mm: AddressSpace, runs: list[tuple[int, int]], flags: int = 0) -> None:
+    """put_page() or unpin_user_page() for what `get_user_pages_fast` gave."""
+    for pfn, count in runs:
+        (mm.memmap.unpin if flags & FOLL_PIN else mm.memmap.put)(pfn, count)
+
+
+def _get_run(mm: AddressSpace, vpn: int, count: int, flags: int) -> tuple[int, int]:
+    """One run.  Lockless while the page table entry stays as it was around taking the reference; else by a fault."""
+    write = bool(flags & FOLL_WRITE)
+    while True:
+        entry = mm.pte(vpn)
+        if entry is not None and (entry[1] or not write):
+            pfn = entry[0]
+            if mm.memmap.poisoned and pfn in mm.memmap.poisoned:
+                raise rules.GUP_POISON(f"address {vpn << PAGE_SHIFT:#x}")
+            have = 1 if pfn == mm.memmap.zero_pfn else min(count, mm.ptes.run(vpn)[1] - vpn)
+            take, drop = (mm.memmap.pin, mm.memmap.unpin) if flags & FOLL_PIN else (mm.memmap.get, mm.memmap.put)
+            take(pfn, have)
+            if mm.pte(vpn) == entry:
+                return pfn, have
+            drop(pfn, have)  # the entry changed under us: what was referenced may not be ours
+        try:
+            mm.handle_mm_fault(vpn, count, write, vpn << PAGE_SHIFT)
+        except MemoryFault as fault:
+            if fault.rule is rules.POISONED:
+                raise rules.GUP_POISON(f"address {fault.address:#x}") from fault
+            raise rules.GUP_FAULT(str(fault)) from fault

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process: file descriptors, an address space, and the task that enters the kernel for it."""
+
+from __future__ import annotations
+
+from ..rules import mm as rules
+from ..sync import Task
+from .address_space import AddressSpace
+from .file import File
+
+__all__ = ["Process"]
+
+RLIMIT_NOFILE = 1 << 20
+
+
+class Process:
+    """One address space, one table of files; `task` is its first thread."""
+
+    _next_pid = 1000
+
+    def __init__(self, mm: AddressSpace) -> None:
+        Process._next_pid += 1
+        self.pid = Process._next_pid
+        self.mm = mm
+        self.files: dict[int, File] = {}
+        self.nofile = RLIMIT_NOFILE
+        self._lowest = 3
+        self.task = self.thread("main")
+
+    def thread(self, name: str, cpu: int = 0) -> Task:
+        """Another thread of this process, on CPU number `cpu`."""
+        return Task(f"{name}/{self.pid}", self, self.mm, cpu)
+
+    def install_fd(self, file: File) -> int:
+        """get_unused_fd_flags() and fd_install(): the lowest free number.  Takes over the caller's reference.
+
+        Raises EMFILE (`fs.fd-limit`).
+        """
+        fd = self._lowest
+        while fd in self.files:
+            fd += 1
+        if fd >= self.nofile:
+            raise rules.TOO_MANY_FDS(f"{len(self.files)} open")
+        self.files[fd] = file
+        self._lowest = fd + 1
+        return fd
+
+    def file(self, fd: int) -> File:
+        """fget() without the reference.  Raises EBADF (`fs.fd`)."""
+        try:
+            return self.files[fd]
+        except KeyError:
+            raise rules.BAD_FD(f"fd {fd}") from None
+
+    def close(self, fd: int) -> None:
+        """close_fd()."""
+        self.file(fd)
+        file = self.files.pop(fd)
+        self._lowest = min(self._lowest, fd)
+        file.put()
+
+    def fork(self) -> Process:
+        """copy_process(): the child shares the open files and has a copy of the address space."""
+        child = Process(self.mm.fork())
+        child.files = {fd: file.get() for fd, file in self.files.items()}
+        child._lowest, child.nofile = self._lowest, self.nofile
+        return child
+
+    def exit(self) -> None:
+        """do_exit(): mappings go before files, as in the kernel."""
+        self.mm.exit()
+        for fd in sorted(self.files):
+            self.close(fd)

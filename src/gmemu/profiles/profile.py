@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a profile says of a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..uapi.kvm import VmType
+
+__all__ = ["CapValues", "Profile"]
+
+
+class CapValues(NamedTuple):
+    """What KVM_CHECK_EXTENSION answers: on /dev/kvm, on a default VM, on a VM with private memory."""
+
+    device: int
+    default_vm: int
+    private_vm: int
+
+
+class Profile(NamedTuple):
+    """One kernel's guest_memfd: its parts, flags, errnos and capabilities.
+
+    `in_place`: the module parameter gmem_in_place_conversion exists and is on.  `vm_attributes`: private and shared are
+    tracked for the VM (CONFIG_KVM_VM_MEMORY_ATTRIBUTES).  Exactly one of the two says what is private.
+    """
+
+    name: str
+    title: str
+    source: str
+    in_place: bool
+    vm_attributes: bool
+    gmem_flags: int
+    """Creation flags that exist: GUEST_MEMFD_FLAG_*."""
+    init_shared_with_private_memory: bool
+    """INIT_SHARED is allowed for a VM that has private memory."""
+    gmem_for_default_vm: bool
+    """A default VM may bind a guest_memfd."""
+    gmem_only_slots: str
+    """Which slots are served from guest_memfd alone: "never", "mmap" (the file has MMAP) or "always"."""
+    populate: str
+    """"locked": the source is read under the invalidate lock, for the whole range; "gup-first": page by page, before it."""
+    bind_overlap_is_eexist: bool
+    bind_offset_is_unsigned: bool
+    fallocate_counts_blocks: bool
+    """st_blocks tells what is allocated; otherwise it's always 0."""
+    file_name: str
+    vm_types: tuple[VmType, ...]
+    caps: Mapping[int, CapValues]
+
+    @property
+    def vm_types_mask(self) -> int:
+        """KVM_CAP_VM_TYPES."""
+        return sum(1 << t for t in self.vm_types)
+
+    def gmem_flags_for(self, has_private_mem: bool) -> int:
+        """KVM_CAP_GUEST_MEMFD_FLAGS for a VM with or without private memory."""
+        if has_private_mem and not self.init_shared_with_private_memory:
+            return self.gmem_flags & ~2
+        return self.gmem_flags

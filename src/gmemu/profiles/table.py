@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The profiles.  Sources: the releases named, read as Debian's linux-source packages, and the posted series."""
+
+from __future__ import annotations
+
+import difflib
+
+from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    Cap,
+    VmType,
+)
+from .profile import CapValues, Profile
+
+__all__ = ["DEFAULT", "KVM_USER_MEM_SLOTS", "PROFILES", "get"]
+
+KVM_USER_MEM_SLOTS = 32767 - 3
+KVM_MAX_VCPUS = 1024
+KVM_MAX_VCPU_IDS = 4 * KVM_MAX_VCPUS
+
+_TYPES = (VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP)
+_TYPES_MASK = sum(1 << t for t in _TYPES)
+_BOTH = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+
+
+def _same(value: int) -> CapValues:
+    return CapValues(value, value, value)
+
+
+_COMMON = {
+    Cap.USER_MEMORY: _same(1),
+    Cap.NR_VCPUS: _same(8),
+    Cap.NR_MEMSLOTS: _same(KVM_USER_MEM_SLOTS),
+    Cap.SYNC_MMU: _same(1),
+    Cap.DESTROY_MEMORY_REGION_WORKS: _same(1),
+    Cap.JOIN_MEMORY_REGIONS_WORKS: _same(1),
+    Cap.INTERNAL_ERROR_DATA: _same(1),
+    Cap.MAX_VCPUS: _same(KVM_MAX_VCPUS),
+    Cap.READONLY_MEM: _same(1),
+    Cap.ENABLE_CAP_VM: _same(1),
+    Cap.CHECK_EXTENSION_VM: _same(1),
+    Cap.MULTI_ADDRESS_SPACE: CapValues(2, 2, 1),
+    Cap.MAX_VCPU_ID: _same(KVM_MAX_VCPU_IDS),
+    Cap.IMMEDIATE_EXIT: _same(1),
+    Cap.MANUAL_DIRTY_LOG_PROTECT2: _same(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET),
+    Cap.EXIT_HYPERCALL: _same(1 << KVM_HC_MAP_GPA_RANGE),
+    Cap.USER_MEMORY2: _same(1),
+    Cap.MEMORY_FAULT_INFO: _same(1),
+    Cap.VM_TYPES: _same(_TYPES_MASK),
+    Cap.PRE_FAULT_MEMORY: _same(1),
+    Cap.X86_APIC_BUS_CYCLES_NS: _same(1),
+    Cap.X86_GUEST_MODE: _same(1),
+    Cap.MEMORY_ATTRIBUTES: CapValues(KVM_MEMORY_ATTRIBUTE_PRIVATE, 0, KVM_MEMORY_ATTRIBUTE_PRIVATE),
+    Cap.GUEST_MEMFD: _same(1),
+}
+
+LINUX_6_12 = Profile(
+    name="linux-6.12",
+    title="two pools; guest_memfd can't be mapped; populate holds the invalidate lock throughout",
+    source="Linux 6.12.117",
+    in_place=False,
+    vm_attributes=True,
+    gmem_flags=0,
+    init_shared_with_private_memory=False,
+    gmem_for_default_vm=False,
+    gmem_only_slots="never",
+    populate="locked",
+    bind_overlap_is_eexist=False,
+    bind_offset_is_unsigned=False,
+    fallocate_counts_blocks=False,
+    file_name="anon_inode:[kvm-gmem]",
+    vm_types=_TYPES,
+    caps={**_COMMON, Cap.GUEST_MEMFD: CapValues(1, 0, 1)},
+)
+
+LINUX_6_18 = LINUX_6_12._replace(
+    name="linux-6.18",
+    title="two pools; a default VM's guest_memfd can be mapped and start shared",
+    source="Linux 6.18",
+    gmem_flags=_BOTH,
+    gmem_for_default_vm=True,
+    gmem_only_slots="mmap",
+    caps={**_COMMON, Cap.GUEST_MEMFD_FLAGS: CapValues(_BOTH, _BOTH, GUEST_MEMFD_FLAG_MMAP)},
+)
+
+LINUX_7_3 = LINUX_6_18._replace(
+    name="linux-7.3",
+    title="two pools; populate pins its source first; bindings checked without sign; blocks counted",
+    source="Linux 7.3-rc7",
+    populate="gup-first",
+    bind_overlap_is_eexist=True,
+    bind_offset_is_unsigned=True,
+    fallocate_counts_blocks=True,
+    file_name="/[kvm-gmem] (deleted)",
+)
+
+INPLACE_V13 = LINUX_7_3._replace(
+    name="inplace-v13",
+    title="one pool: pages are converted where they are, by an ioctl on the guest_memfd",
+    source="[PATCH v13 00/44] 20260910-gmem-inplace-conversion-v13-0-dd6fbf94f4e1, gmem_in_place_conversion=1",
+    in_place=True,
+    vm_attributes=False,
+    init_shared_with_private_memory=True,
+    gmem_only_slots="always",
+    caps={
+        **LINUX_7_3.caps,
+        Cap.MEMORY_ATTRIBUTES: _same(0),
+        Cap.GUEST_MEMFD_FLAGS: _same(_BOTH),
+        Cap.GUEST_MEMFD_MEMORY_ATTRIBUTES: CapValues(KVM_MEMORY_ATTRIBUTE_PRIVATE, 0, KVM_MEMORY_ATTRIBUTE_PRIVATE),
+    },
+)
+
+PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, INPLACE_V13)}
+DEFAULT = INPLACE_V13.name
+
+
+def get(name: str) -> Profile:
+    """The profile called `name`.  Raises `ValueError` with a sentence that lists what there is."""
+    try:
+        return PROFILES[name]
+    except KeyError:
+        near = difflib.get_close_matches(name, PROFILES, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no profile {name!r}; there are {', '.join(PROFILES)}.{hint}") from None

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules of /dev/kvm, VMs, vCPUs and memslots."""
+
+from __future__ import annotations
+
+from errno import EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, EIO, ENOENT, ENOTTY, EOPNOTSUPP
+from typing import TYPE_CHECKING
+
+from .base import rule
+
+if TYPE_CHECKING:
+    from ..profiles import Profile
+
+_MAIN = "virt/kvm/kvm_main.c: "
+_X86 = "arch/x86/kvm/x86.c: "
+_MMU = "arch/x86/kvm/mmu/mmu.c: "
+_SLOT = _MAIN + "kvm_set_memory_region()"
+
+
+def _vm_attributes(profile: Profile) -> bool:
+    return profile.vm_attributes
+
+
+# Any file
+
+DEVICE_ARG = rule("kvm.device.argument", EINVAL, "the argument must be 0", _MAIN + "kvm_dev_ioctl()")
+DEVICE_IOCTL = rule("kvm.device.ioctl", EINVAL, "/dev/kvm must know the ioctl", _X86 + "kvm_arch_dev_ioctl()")
+VM_IOCTL = rule("kvm.vm.ioctl", ENOTTY, "a VM must know the ioctl", _X86 + "kvm_arch_vm_ioctl()")
+VCPU_IOCTL = rule("kvm.vcpu.ioctl", EINVAL, "a vCPU must know the ioctl", _X86 + "kvm_arch_vcpu_ioctl()")
+FOREIGN_MM = rule(
+    "kvm.foreign-process",
+    EIO,
+    "a VM and its vCPUs may be used only by the process that created the VM",
+    _MAIN + "kvm_vm_ioctl(), kvm_vcpu_ioctl()",
+    advice="A child of fork() needs a VM of its own.",
+)
+VM_DEAD = rule("kvm.vm.dead", EIO, "the VM must not have been marked dead", _MAIN + "kvm_vm_ioctl()")
+VM_BUGGED = rule(
+    "kvm.vm.bugged", EIO, "KVM must not have found itself or the trusted entity at fault", "include/linux/kvm_host.h: KVM_BUG()"
+)
+
+# Creation
+
+VM_TYPE = rule(
+    "kvm.create-vm.type",
+    EINVAL,
+    "the VM type must be one that KVM_CAP_VM_TYPES reports",
+    _X86 + "kvm_arch_init_vm()",
+    advice="SEV and SEV-ES are not emulated; use KVM_X86_SNP_VM.",
+)
+VCPU_ID = rule("kvm.create-vcpu.id", EINVAL, "a vCPU id must be below KVM_CAP_MAX_VCPU_ID", _MAIN + "kvm_vm_ioctl_create_vcpu()")
+VCPU_MANY = rule(
+    "kvm.create-vcpu.many", EINVAL, "a VM may have no more than KVM_CAP_MAX_VCPUS vCPUs", _MAIN + "kvm_vm_ioctl_create_vcpu()"
+)
+VCPU_EXISTS = rule("kvm.create-vcpu.exists", EEXIST, "a vCPU id may be used once", _MAIN + "kvm_vm_ioctl_create_vcpu()")
+ENABLE_CAP = rule("kvm.enable-cap.unknown", EINVAL, "the capability must be one that can be enabled", _X86 + "kvm_vm_ioctl_enable_cap()")
+ENABLE_CAP_FLAGS = rule("kvm.enable-cap.flags", EINVAL, "flags must be 0", _X86 + "kvm_vm_ioctl_enable_cap()")
+ENABLE_CAP_ARGS = rule(
+    "kvm.enable-cap.argument", EINVAL, "the argument may have only bits that the capability reports", _X86 + "kvm_vm_ioctl_enable_cap()"
+)
+
+# Memslots, in the order of the checks
+
+SLOT_ID_USER = rule(
+    "kvm.slot.id", EINVAL, "the slot number must be below KVM_CAP_NR_MEMSLOTS", _MAIN + "kvm_vm_ioctl_set_memory_region()"
+)
+SLOT_V1_FLAGS = rule(
+    "kvm.slot.v1-flags",
+    EINVAL,
+    "KVM_SET_USER_MEMORY_REGION takes only LOG_DIRTY_PAGES and READONLY",
+    _MAIN + "kvm_vm_ioctl()",
+    advice="Use KVM_SET_USER_MEMORY_REGION2 for guest_memfd.",
+)
+SLOT_FLAGS = rule(
+    "kvm.slot.flags",
+    EINVAL,
+    "slot flags must be known and go together; GUEST_MEMFD excludes LOG_DIRTY_PAGES and READONLY, and may need a VM with "
+    "private memory",
+    _MAIN + "check_memory_region_flags()",
+)
+SLOT_SIZE = rule("kvm.slot.size-unaligned", EINVAL, "memory_size must be a multiple of the page size", _SLOT)
+SLOT_GPA = rule("kvm.slot.gpa-unaligned", EINVAL, "guest_phys_addr must be a multiple of the page size", _SLOT)
+SLOT_HVA = rule(
+    "kvm.slot.hva", EINVAL, "userspace_addr must be page aligned and the whole range must lie in user space", _SLOT
+)
+SLOT_GMEM_OFFSET = rule(
+    "kvm.slot.gmem-offset", EINVAL, "guest_memfd_offset must be page aligned, and with the size must not wrap", _SLOT
+)
+SLOT_AS = rule("kvm.slot.address-space", EINVAL, "the address space id (slot >> 16) must exist for the VM", _SLOT)
+SLOT_GPA_WRAP = rule("kvm.slot.gpa-wrap", EINVAL, "guest_phys_addr + memory_size must not wrap", _SLOT)
+SLOT_PAGES = rule("kvm.slot.too-large", EINVAL, "a slot may have no more than 2**31 - 1 pages", _SLOT)
+SLOT_DELETE_NONE = rule("kvm.slot.delete-missing", EINVAL, "only an existing slot can be deleted (memory_size 0)", _SLOT)
+SLOT_IMMUTABLE = rule(
+    "kvm.slot.gmem-immutable", EINVAL, "a slot with a guest_memfd can't be changed, only deleted", _SLOT
+)
+SLOT_MODIFY = rule(
+    "kvm.slot.modify", EINVAL, "an existing slot keeps its size, userspace_addr, and READONLY and GUEST_MEMFD flags", _SLOT
+)
+SLOT_OVERLAP = rule("kvm.slot.overlap", EEXIST, "slots of an address space must not overlap in guest-physical addresses", _SLOT)
+SLOT_MAX_GFN = rule(
+    "kvm.slot.max-gfn",
+    EINVAL,
+    "the slot must end below what the MMU can map (52 bits of guest-physical address)",
+    _X86 + "kvm_arch_prepare_memory_region()",
+)
+DIRTY_SLOT = rule(
+    "kvm.dirty-log.slot", EINVAL, "the slot number and address space must be valid", _MAIN + "kvm_get_dirty_log_protect()"
+)
+DIRTY_NONE = rule(
+    "kvm.dirty-log.none", ENOENT, "the slot must exist and have LOG_DIRTY_PAGES", _MAIN + "kvm_get_dirty_log_protect()"
+)
+
+# KVM_SET_MEMORY_ATTRIBUTES
+
+_ATTR = _MAIN + "kvm_vm_ioctl_set_mem_attributes()"
+ATTR_FLAGS = rule("kvm.attributes.flags", EINVAL, "flags must be 0", _ATTR)
+ATTR_UNSUPPORTED = rule(
+    "kvm.attributes.unsupported",
+    EINVAL,
+    "attributes must be among those that KVM_CAP_MEMORY_ATTRIBUTES reports for the VM",
+    _ATTR,
+    advice="Where conversion is in place, use KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd.",
+)
+ATTR_RANGE = rule("kvm.attributes.range", EINVAL, "size must not be 0, and address + size must not wrap", _ATTR)
+ATTR_UNALIGNED = rule("kvm.attributes.unaligned", EINVAL, "address and size must be multiples of the page size", _ATTR)
+
+# KVM_PRE_FAULT_MEMORY
+
+_PREFAULT = _MAIN + "kvm_vcpu_pre_fault_memory()"
+PREFAULT_FLAGS = rule("kvm.pre-fault.flags", EINVAL, "flags must be 0", _PREFAULT)
+PREFAULT_RANGE = rule(
+    "kvm.pre-fault.range", EINVAL, "gpa and size must be page aligned, size not 0, and the range must not wrap", _PREFAULT
+)
+PREFAULT_SIGNAL = rule("kvm.pre-fault.signal", EINTR, "no signal may be pending", _PREFAULT)
+PREFAULT_EARLY = rule(
+    "kvm.pre-fault.early",
+    EOPNOTSUPP,
+    "memory can be pre-faulted only once the VM's launch is final",
+    _MMU + "kvm_arch_vcpu_pre_fault_memory()",
+)
+PREFAULT_NO_SLOT = rule("kvm.pre-fault.no-slot", ENOENT, "the gpa must be in a slot", _MMU + "kvm_tdp_page_prefault()")
+PREFAULT_DELETING = rule(
+    "kvm.pre-fault.slot-deleted", EAGAIN, "the slot must not be about to be deleted or moved", _MMU + "kvm_mmu_faultin_pfn()"
+)
+
+# KVM_RUN and faults by the guest
+
+RUN_ARG = rule("kvm.run.argument", EINVAL, "KVM_RUN takes no argument", _MAIN + "kvm_vcpu_ioctl()")
+RUN_IMMEDIATE = rule(
+    "kvm.run.immediate-exit", EINTR, "immediate_exit asks to come back without running", _X86 + "kvm_arch_vcpu_ioctl_run()"
+)
+RUN_SIGNAL = rule("kvm.run.signal", EINTR, "no signal may be pending", _X86 + "vcpu_run()")
+RUN_UNINITIALIZED = rule(
+    "kvm.run.uninitialized",
+    EINVAL,
+    "the VM's arch must have been initialised before a vCPU may run",
+    "arch/x86/kvm/svm/sev.c: pre_sev_run(), sev_vcpu_needs_init",
+)
+RUN_HYPERCALL_RET = rule(
+    "kvm.run.hypercall-ret",
+    EINVAL,
+    "user space may answer KVM_HC_MAP_GPA_RANGE with 0, EINVAL or EAGAIN only",
+    "arch/x86/kvm/x86.h: kvm_is_valid_map_gpa_range_ret()",
+)
+FAULT_MISMATCH = rule(
+    "kvm.fault.mismatch",
+    EFAULT,
+    "the guest's access must be of the kind that the page's attribute says, private or shared",
+    _MMU + "kvm_mmu_faultin_pfn()",
+    advice="KVM_EXIT_MEMORY_FAULT tells gpa and kind: convert the page and run again.",
+)
+FAULT_PRIVATE_NO_SLOT = rule(
+    "kvm.fault.private-no-slot", EFAULT, "a private access needs a slot", _MMU + "kvm_handle_noslot_fault()"
+)
+FAULT_NO_GMEM = rule(
+    "kvm.fault.no-gmem", EFAULT, "a private access needs a slot with a guest_memfd", _MMU + "kvm_mmu_faultin_pfn_gmem()"
+)
+FAULT_HVA = rule(
+    "kvm.fault.hva",
+    EFAULT,
+    "the slot's userspace_addr must be mapped and accessible",
+    "virt/kvm/kvm_main.c: hva_to_pfn(); " + _MMU + "kvm_handle_error_pfn()",
+)
+REGS_PROTECTED = rule(
+    "kvm.regs.protected",
+    EINVAL,
+    "the registers of a vCPU whose state is encrypted can't be read or written",
+    _X86 + "kvm_arch_vcpu_ioctl_set_regs()",
+    advice="Set them before the launch is final.",
+)
+SREGS_INVALID = rule("kvm.sregs.invalid", EINVAL, "the special registers must be consistent", _X86 + "kvm_is_valid_sregs()")
+XCRS_INVALID = rule("kvm.xcrs.invalid", EINVAL, "xcr0 must be valid, and flags 0", _X86 + "kvm_vcpu_ioctl_x86_set_xcrs()")
+DEBUGREGS_INVALID = rule(
+    "kvm.debugregs.invalid", EINVAL, "flags must be 0 and the upper halves of dr6 and dr7 clear", _X86 + "kvm_vcpu_ioctl_x86_set_debugregs()"
+)
+MP_STATE_INVALID = rule("kvm.mp-state.invalid", EINVAL, "the mp_state must be known", _X86 + "kvm_arch_vcpu_ioctl_set_mpstate()")
+CPUID_MANY = rule("kvm.cpuid.many", EINVAL, "there may be no more than 256 CPUID entries", "arch/x86/kvm/cpuid.c: kvm_vcpu_ioctl_set_cpuid2()")
+MSRS_MANY = rule("kvm.msrs.many", EINVAL, "there may be no more than 256 MSRs", _X86 + "msr_io()")
+MEM_ENC_UNSUPPORTED = rule(
+    "kvm.mem-enc.unsupported",
+    ENOTTY,
+    "KVM_MEMORY_ENCRYPT_OP needs a platform with memory encryption",
+    _X86 + "kvm_arch_vm_ioctl(), kvm_arch_vcpu_ioctl()",
+)
+VCPU_MMAP = rule(
+    "kvm.vcpu.mmap",
+    EINVAL,
+    "only the kvm_run page, the pio page and the coalesced ring of a vCPU can be mapped",
+    _MAIN + "kvm_vcpu_fault()",
+    signal="SIGBUS",
+)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Rules of the host kernel's files and memory management."""
+
+from __future__ import annotations
+
+from errno import (
+    EACCES,
+    EAGAIN,
+    EBADF,
+    EEXIST,
+    EFAULT,
+    EFBIG,
+    EHWPOISON,
+    EINTR,
+    EINVAL,
+    EMFILE,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOTTY,
+    ENXIO,
+    EOPNOTSUPP,
+    EPERM,
+    ESPIPE,
+)
+
+from .base import rule
+
+# Files
+
+BAD_FD = rule("fs.fd", EBADF, "the file descriptor must be open", "fs/file.c: fdget()")
+TOO_MANY_FDS = rule(
+    "fs.fd-limit",
+    EMFILE,
+    "the process may have no more than RLIMIT_NOFILE files open",
+    "fs/file.c: alloc_fd()",
+    advice="Close what is no longer used.",
+)
+NO_SUCH_FILE = rule(
+    "fs.open.missing", ENOENT, "the path must name a device that the emulated machine has", "fs/namei.c: path_openat()"
+)
+NO_DEVICE_BEHIND = rule(
+    "fs.open.no-device", ENXIO, "an anonymous inode can't be opened again through /proc", "fs/libfs.c: alloc_anon_inode()"
+)
+NOT_AN_IOCTL = rule("fs.ioctl.unknown", ENOTTY, "the file must know the ioctl", "fs/ioctl.c: vfs_ioctl()")
+NO_READ = rule("fs.read.unsupported", EINVAL, "the file must support read and write", "fs/read_write.c: vfs_read()")
+NO_SEEK = rule("fs.seek.unsupported", ESPIPE, "the file must have positions", "fs/read_write.c: ksys_pread64()")
+NO_FSYNC = rule("fs.fsync.unsupported", EINVAL, "the file must support fsync", "fs/sync.c: vfs_fsync_range()")
+NO_TRUNCATE = rule("fs.truncate.unsupported", EINVAL, "the file must allow its size to be set", "fs/open.c: do_ftruncate()")
+FALLOC_RANGE = rule(
+    "fs.fallocate.range", EINVAL, "the offset must not be negative and the length must be positive", "fs/open.c: vfs_fallocate()"
+)
+FALLOC_MODE = rule(
+    "fs.fallocate.mode", EOPNOTSUPP, "the fallocate mode must be a known combination", "fs/open.c: vfs_fallocate()"
+)
+FALLOC_TYPE = rule(
+    "fs.fallocate.type", ENODEV, "fallocate needs a regular file or a block device", "fs/open.c: vfs_fallocate()"
+)
+FALLOC_LIMIT = rule(
+    "fs.fallocate.limit", EFBIG, "the range must end within the file system's largest file", "fs/open.c: vfs_fallocate()"
+)
+FALLOC_NONE = rule("fs.fallocate.unsupported", EOPNOTSUPP, "the file must support fallocate", "fs/open.c: vfs_fallocate()")
+
+# Mappings
+
+MMAP_LENGTH = rule("mm.mmap.length", EINVAL, "a mapping must have a length", "mm/mmap.c: do_mmap()")
+MMAP_OFFSET = rule(
+    "mm.mmap.offset", EINVAL, "the file offset must be a multiple of the page size", "arch/x86/kernel/sys_x86_64.c: mmap()"
+)
+MMAP_FLAGS = rule(
+    "mm.mmap.flags", EINVAL, "a mapping must be MAP_SHARED, MAP_SHARED_VALIDATE or MAP_PRIVATE", "mm/mmap.c: do_mmap()"
+)
+MMAP_ADDRESS = rule("mm.mmap.address", EINVAL, "a fixed address must be page aligned", "mm/mmap.c: get_unmapped_area()")
+MMAP_TAKEN = rule(
+    "mm.mmap.taken", EEXIST, "MAP_FIXED_NOREPLACE must not hit an existing mapping", "mm/mmap.c: do_mmap()"
+)
+MMAP_SPACE = rule("mm.mmap.space", ENOMEM, "the mapping must fit in the address space", "mm/mmap.c: do_mmap()")
+MMAP_ACCESS = rule(
+    "mm.mmap.access", EACCES, "a writable shared mapping needs a file open for writing", "mm/mmap.c: do_mmap()"
+)
+MMAP_NOEXEC = rule(
+    "mm.mmap.noexec", EPERM, "PROT_EXEC isn't allowed on a file of a noexec mount", "mm/mmap.c: do_mmap()"
+)
+MMAP_UNSUPPORTED = rule("mm.mmap.unsupported", ENODEV, "the file must support mmap", "mm/mmap.c: do_mmap()")
+MUNMAP_RANGE = rule(
+    "mm.munmap.range", EINVAL, "the address must be page aligned and the length positive", "mm/mmap.c: do_vmi_munmap()"
+)
+MADVISE_RANGE = rule(
+    "mm.madvise.range", EINVAL, "the start must be page aligned and the range must not wrap", "mm/madvise.c: do_madvise()"
+)
+MADVISE_ADVICE = rule("mm.madvise.advice", EINVAL, "the advice must be known", "mm/madvise.c: madvise_behavior_valid()")
+MADVISE_COLLAPSE = rule(
+    "mm.madvise.collapse", EINVAL, "only memory that may be made of huge pages can be collapsed", "mm/khugepaged.c"
+)
+MADVISE_UNMAPPED = rule("mm.madvise.unmapped", ENOMEM, "the whole range must be mapped", "mm/madvise.c: madvise_walk_vmas()")
+MPROTECT_RANGE = rule(
+    "mm.mprotect.range", EINVAL, "the start must be page aligned", "mm/mprotect.c: do_mprotect_pkey()"
+)
+MPROTECT_UNMAPPED = rule(
+    "mm.mprotect.unmapped", ENOMEM, "the whole range must be mapped", "mm/mprotect.c: do_mprotect_pkey()"
+)
+
+# Faults, by user space or on its behalf
+
+UNMAPPED = rule(
+    "mm.fault.unmapped",
+    EFAULT,
+    "the address must be mapped",
+    "mm/memory.c: handle_mm_fault(), arch/x86/mm/fault.c",
+    signal="SIGSEGV",
+)
+PROTECTION = rule(
+    "mm.fault.protection",
+    EFAULT,
+    "the mapping's protection must allow the access",
+    "arch/x86/mm/fault.c: access_error()",
+    signal="SIGSEGV",
+)
+BEYOND_EOF = rule(
+    "mm.fault.eof",
+    EFAULT,
+    "a file mapping may only be touched within the file",
+    "mm/filemap.c: filemap_fault()",
+    signal="SIGBUS",
+)
+POISONED = rule(
+    "mm.fault.hwpoison",
+    EHWPOISON,
+    "a page with a hardware memory error may not be touched",
+    "mm/memory.c: __do_fault()",
+    signal="SIGBUS",
+)
+FAULT_OOM = rule(
+    "mm.fault.oom", EFAULT, "there must be memory for the page", "mm/memory.c: handle_mm_fault()", signal="SIGBUS"
+)
+OWNED_BY_GUEST = rule(
+    "mm.fault.rmp",
+    EFAULT,
+    "the host may not write a page that the RMP assigns to a guest or to firmware",
+    "arch/x86/mm/fault.c (X86_PF_RMP); APM vol. 2, 15.36.10",
+    signal="SIGBUS",
+)
+USER_COPY = rule(
+    "mm.uaccess",
+    EFAULT,
+    "the user address handed to the call must be readable (or writable, for results)",
+    "lib/usercopy.c: copy_from_user(), copy_to_user()",
+)
+GUP_FAULT = rule("mm.gup.fault", EFAULT, "every page to be pinned must be mapped and accessible", "mm/gup.c: faultin_page()")
+GUP_POISON = rule("mm.gup.hwpoison", EHWPOISON, "a page with a hardware memory error can't be pinned", "mm/gup.c: faultin_page()")
+GUP_SIGNAL = rule("mm.gup.signal", EINTR, "no signal may be pending", "mm/gup.c: __get_user_pages()")
+GUP_NONE = rule("mm.gup.none", ENOMEM, "at least one page must be pinned", "virt/kvm/guest_memfd.c: kvm_gmem_populate()")
+
+# Pages
+
+OUT_OF_MEMORY = rule("mm.page.oom", ENOMEM, "the emulated machine must have a free page", "mm/page_alloc.c")
+FOLIO_RACE = rule("mm.folio.race", EAGAIN, "the folio must still be in the page cache", "mm/filemap.c: __filemap_get_folio()")
