@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..sync import Runtime
+from ..sync import Runtime, Task
 from ..uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_FINAL_MASK, PFERR_PRESENT_MASK, PFERR_WRITE_MASK
 from .memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from .tlb import Tlb, Translation
@@ -32,6 +32,7 @@ __all__ = [
     "PortIo",
     "RmpFault",
     "Shutdown",
+    "UndefinedOpcode",
     "Vmgexit",
     "Vmmcall",
     "VmmCommunication",
@@ -107,6 +108,10 @@ class VmmCommunication(Exception):
         self.gpa, self.why = gpa, why
 
 
+class UndefinedOpcode(Exception):
+    """#UD in the guest: its processor has no such instruction."""
+
+
 class RmpFault(Exception):
     """The owner check of a guest access failed: a nested page fault with these PFERR_* bits."""
 
@@ -124,15 +129,27 @@ class GuestMemory(Protocol):
     def check(self, pfn: int, gfn: int, write: bool, encrypted: bool) -> None:
         """Raise `RmpFault` or `VmmCommunication` if the access isn't allowed."""
 
+    def pvalidate(self, cpu: Cpu, gfn: int, validate: bool, huge: bool) -> int:
+        """PVALIDATE by the guest."""
 
-class PlainMemory:
-    """No trusted entity: every access is allowed, in the clear."""
+    def rmpadjust(self, cpu: Cpu, gfn: int, vmpl: int, mask: int, vmsa: bool) -> int:
+        """RMPADJUST by the guest."""
+
+
+class PlainMemory(GuestMemory):
+    """No trusted entity: every access is allowed, in the clear, and SNP's instructions are undefined."""
 
     def key(self, encrypted: bool) -> int:
         return 0
 
     def check(self, pfn: int, gfn: int, write: bool, encrypted: bool) -> None:
         pass
+
+    def pvalidate(self, cpu: Cpu, gfn: int, validate: bool, huge: bool) -> int:
+        raise UndefinedOpcode("PVALIDATE")
+
+    def rmpadjust(self, cpu: Cpu, gfn: int, vmpl: int, mask: int, vmsa: bool) -> int:
+        raise UndefinedOpcode("RMPADJUST")
 
 
 class Cpu:
@@ -153,6 +170,7 @@ class Cpu:
         self.rt, self.memory, self.walk, self.protection = rt, memory, walk, protection
         self.encrypted_default = encrypted_default
         self.tlb = Tlb()
+        self.task: Task = rt.current
         self._guest: greenlet | None = None
 
     @property
@@ -181,7 +199,9 @@ class Cpu:
         guest = self._guest
         assert guest is not None
         guest.parent = getcurrent()
-        exit_: Exit = guest.switch(completion) if guest else guest.switch()
+        self.task = self.rt.current
+        with self.rt.guest_mode():
+            exit_: Exit = guest.switch(completion) if guest else guest.switch()
         if guest.dead:
             self._guest = None
         return exit_
@@ -219,22 +239,35 @@ class Cpu:
         """One access within one page, retried after each exit until it's done or KVM emulated it."""
         gfn, offset = access.gpa >> PAGE_SHIFT, access.gpa & (PAGE_SIZE - 1)
         while True:
-            fault = PFERR_WRITE_MASK if access.write else 0
+            previous = self.rt.enter(self.task)
             try:
-                pfn = self.translate(gfn, access.write, encrypted)
-                self.protection.check(pfn, gfn, access.write, encrypted)
-            except RmpFault as rmp:
-                fault |= rmp.error_code | PFERR_GUEST_FINAL_MASK | (PFERR_GUEST_ENC_MASK if encrypted else 0)
-                done = self.leave(NestedPageFault(access.gpa, fault, access))
-                if isinstance(done, bytes):
-                    return done
-                continue
-            address, key = (pfn << PAGE_SHIFT) + offset, self.protection.key(encrypted)
-            self.rt.reads(("memory", pfn)) if not access.write else self.rt.writes(("memory", pfn))
-            if not access.write:
-                return self.memory.read(address, len(access.data), key)
+                return self._try_access(access, gfn, offset, encrypted)
+            except RmpFault as fault:
+                error_code = fault.error_code
+            finally:
+                self.rt.leave(previous)
+            done = self.leave_for_fault(NestedPageFault(access.gpa, error_code, access), encrypted)
+            if isinstance(done, bytes):
+                return done
+
+    def leave_for_fault(self, fault: NestedPageFault, encrypted: bool) -> Any:
+        """Exit with #NPF, its error code completed by what the access was."""
+        error_code = fault.error_code | PFERR_GUEST_FINAL_MASK
+        error_code |= PFERR_WRITE_MASK if fault.access.write else 0
+        error_code |= PFERR_GUEST_ENC_MASK if encrypted else 0
+        return self.leave(fault._replace(error_code=error_code))
+
+    def _try_access(self, access: Access, gfn: int, offset: int, encrypted: bool) -> bytes:
+        """Translate, check the owner, touch the bytes.  Raises `RmpFault` or `VmmCommunication`."""
+        pfn = self.translate(gfn, access.write, encrypted)
+        self.protection.check(pfn, gfn, access.write, encrypted)
+        address, key = (pfn << PAGE_SHIFT) + offset, self.protection.key(encrypted)
+        if access.write:
+            self.rt.writes(("memory", pfn))
             self.memory.write(address, access.data, key)
             return b""
+        self.rt.reads(("memory", pfn))
+        return self.memory.read(address, len(access.data), key)
 
     def translate(self, gfn: int, write: bool, encrypted: bool) -> int:
         """The page frame at `gfn`, by the TLB or a nested walk.  Raises `RmpFault` without RMP bits when there is none."""

@@ -152,7 +152,7 @@ class Mmu:
             return result
         try:
             with vm.mmu_lock.shared:
-                if vm.design.is_page_fault_stale(vm, fault):
+                if vm.host.design.is_page_fault_stale(vm, fault):
                     return RetPf.RETRY
                 return self.map(fault)
         finally:

@@ -43,6 +43,7 @@ FOOTER_GUID = "96b582de-1fb2-45f7-baea-a366c55a082d"
 SEV_METADATA_GUID = "dc886566-984a-4798-a75e-5585a7bf67cc"
 RESET_BLOCK_GUID = "00f771de-1a7e-4fcb-890e-68c77e2fb44e"
 HASH_TABLE_GUID = "7255371f-3a3b-4b04-927b-1da6efa8d454"
+_LOOKED_FOR = frozenset({SEV_METADATA_GUID, RESET_BLOCK_GUID, HASH_TABLE_GUID})
 METADATA_SIGNATURE = b"ASEV"
 METADATA_VERSION = 1
 
@@ -218,7 +219,7 @@ def _read_table(name: str, data: bytes) -> dict[str, TableEntry]:
     while end - start >= TableEntryHead.SIZE:
         entry = _read_entry(name, data, start, end)
         known = entries.setdefault(entry.guid, entry)
-        if known.data != entry.data:
+        if known.data != entry.data and entry.guid in _LOOKED_FOR:
             raise LaunchError(
                 f"{name}: the GUIDed table has two entries {entry.guid} with different data, at offsets {known.offset:#x} "
                 f"and {entry.offset:#x}, and VMMs disagree on which one counts"

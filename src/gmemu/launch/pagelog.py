@@ -106,9 +106,9 @@ def read_log(path: str | os.PathLike[str]) -> PageLog:
             lines = enumerate(file, 1)
             header = _read_header(name, lines)
             return PageLog(name, header, [_read_record(name, number, line) for number, line in lines])
+    except LaunchError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, LaunchError):
-            raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise LaunchError(f"the page log {name} can't be read: {why}") from error
 

@@ -41,12 +41,13 @@ OVMF_SECTIONS: tuple[tuple[int, int, int], ...] = (
 
 AMDSEV_SECTIONS: tuple[tuple[int, int, int], ...] = (
     *OVMF_SECTIONS[:4],
-    (0x80F000, 0x1000, SectionType.KERNEL_HASHES),
-    (0x810000, 0x10000, SectionType.SEC_MEM),
+    (0x80F000, 0x1000, SectionType.SVSM_CAA),
+    (0x810000, 0x1000, SectionType.KERNEL_HASHES),
+    (0x811000, 0xF000, SectionType.SEC_MEM),
 )
-"""The sections of edk2's AmdSevX64, with a page for kernel hashes."""
+"""The sections of edk2's AmdSevX64, with a page for kernel hashes and one for an SVSM."""
 
-AMDSEV_HASH_TABLE = 0x80FC00
+AMDSEV_HASH_TABLE = 0x810C00
 OVMF_RESET_EIP = 0x80B004
 HASH_TABLE_ROOM = 0x400
 _RESET_CODE = b"\xfa\xf4\xeb\xfd"  # cli; hlt; jmp to the hlt

@@ -7,9 +7,11 @@ Kernel code fails by raising a rule: ``raise gmem.SIZE_UNALIGNED(f"size {size:#x
 
 from __future__ import annotations
 
-import errno as _errno
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from ..uapi.errno import errno_name
 
 if TYPE_CHECKING:
     from ..profiles import Profile
@@ -38,7 +40,7 @@ class KernelError(OSError):
         return "".join(parts)
 
     def __str__(self) -> str:
-        return f"{_errno.errorcode[self.rule.errno]} ({self.rule.id}): {self.why}"
+        return f"{errno_name(self.rule.errno)} ({self.rule.id}): {self.why}"
 
     def __reduce__(self) -> tuple[Callable[..., KernelError], tuple[object, ...]]:
         return type(self), (self.rule, self.found)
@@ -79,7 +81,7 @@ class Rule:
     @property
     def outcome(self) -> str:
         """The name of the errno or signal, such as EINVAL or SIGBUS."""
-        return self.signal or _errno.errorcode[self.errno]
+        return self.signal or errno_name(self.errno)
 
     def __repr__(self) -> str:
         return f"<Rule {self.id} {self.outcome}>"

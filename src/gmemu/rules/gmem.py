@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EBADF, EEXIST, EFAULT, EHWPOISON, EINTR, EINVAL, EIO, ENODEV, ENOTTY, EOPNOTSUPP
+from errno import EAGAIN, EBADF, EEXIST, EFAULT, EINTR, EINVAL, EIO, ENODEV, ENOTTY, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
+from ..uapi.errno import EHWPOISON
 from .base import rule
 
 if TYPE_CHECKING:

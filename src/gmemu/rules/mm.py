@@ -10,7 +10,6 @@ from errno import (
     EEXIST,
     EFAULT,
     EFBIG,
-    EHWPOISON,
     EINTR,
     EINVAL,
     EMFILE,
@@ -24,6 +23,7 @@ from errno import (
     ESPIPE,
 )
 
+from ..uapi.errno import EHWPOISON
 from .base import rule
 
 # Files

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The launch digest: SHA-384 over a chain of PAGE_INFO structures (SEV-SNP firmware ABI, SNP_LAUNCH_UPDATE).
 
-Each measured 4 KiB page turns the digest LD into SHA-384(LD | CONTENTS | what, where and with which rights).  PAGE_INFO is 112
-bytes; the reserved byte comes before the VMPL masks, as in the firmware (some measurement tools have the order reversed,
-which shows only with masks that aren't zero).
+Each measured 4 KiB page turns the digest LD into SHA-384(LD | CONTENTS | what, where and with which rights).  PAGE_INFO is
+112 bytes; the reserved byte comes before the VMPL masks, as in the firmware (some measurement tools have the order
+reversed, which shows only with masks that aren't zero).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KIND = struct.Struct("<H6B")
 _VMSA_UNMEASURED = 0x2F0  # GUEST_TSC_SCALE and GUEST_TSC_OFFSET, 8 bytes each
 
 
-def vmsa_contents(page: bytes | memoryview) -> bytes:
+def vmsa_contents(page: bytes | bytearray | memoryview) -> bytes:
     """CONTENTS of a VMSA page: the TSC scale and offset, which the firmware may replace, are measured as zero."""
     page = bytes(page)
     return sha384(page[:_VMSA_UNMEASURED] + bytes(16) + page[_VMSA_UNMEASURED + 16 :]).digest()

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha384
 from threading import Thread
 
@@ -46,14 +48,16 @@ def _hash(view: memoryview, first: int, last: int) -> list[bytes]:
 
 
 def _with_threads(view: memoryview, pages: int) -> Iterator[list[bytes]]:
-    """This thread and another take blocks in turn.  The chain waits for both: it would only fight them for the interpreter."""
+    """This thread and another take blocks in turn.  The chain waits for both: it would fight them for the interpreter."""
     block = min(BLOCK, -(-pages // 2))
     blocks: dict[int, list[bytes]] = {}
-    todo = iter(range(0, pages, block))  # next() on it is one step of the interpreter, so that each start is taken once
+    todo = deque(range(0, pages, block))
 
     def work() -> None:
-        for start in todo:
-            blocks[start] = _hash(view, start, min(start + block, pages))
+        with suppress(IndexError):
+            while True:
+                start = todo.popleft()
+                blocks[start] = _hash(view, start, min(start + block, pages))
 
     other = Thread(target=work, name="gmemu-hash", daemon=True)
     other.start()
@@ -88,7 +92,5 @@ def _with_child(view: memoryview, pages: int) -> Iterator[list[bytes]]:
 
 
 def _reap(child: int) -> None:
-    try:
+    with suppress(ChildProcessError):  # the program ignores SIGCHLD, or waits for any child
         os.waitpid(child, 0)
-    except ChildProcessError:  # the program ignores SIGCHLD, or waits for any child
-        pass

@@ -116,23 +116,23 @@ class Rmp(RmpTable):
         instruction is for 2 MiB.  Checks, in order: input; entry held by hardware; entry immutable, or a page given to
         nobody with an ASID or immutable; 4 KiB and 2 MiB overlapping.
         """
-        new = RmpEntry(True, False, immutable, asid, gfn - pfn if asid else gfn, pagesize=pagesize) if assigned else None
-        last = gfn + (count * (PAGES_PER_2M if pagesize else 1) - 1 if asid else 0)
-        if not 0 <= asid <= ASID_MAX or not 0 <= gfn <= last <= GFN_MAX or (pagesize and (gfn % PAGES_PER_2M and asid)):
+        step = PAGES_PER_2M if pagesize else 1
+        if not 0 <= asid <= ASID_MAX or not 0 <= gfn <= GFN_MAX or (asid and gfn % step):
             return RmpUpdateStatus.FAIL_INPUT, 0
         if not assigned and (asid or immutable):
-            inside = self.covers(pfn)
-            return RmpUpdateStatus.FAIL_PERMISSION if inside else RmpUpdateStatus.FAIL_INPUT, 0
+            bad_address = pfn % step or not self.covers(pfn) or not self.covers(pfn + step - 1)
+            return RmpUpdateStatus.FAIL_INPUT if bad_address else RmpUpdateStatus.FAIL_PERMISSION, 0
+        new = RmpEntry(True, False, immutable, asid, gfn - pfn if asid else gfn, pagesize=pagesize) if assigned else None
+        fits = min(count, (GFN_MAX + 1 - gfn) // step) if asid else count
         done, code = 0, RmpUpdateStatus.SUCCESS
-        while done < count and not code:
+        while done < fits and not code:
             if pagesize:
                 code = self._update_2m(pfn + done * PAGES_PER_2M, new)
                 done += not code
             else:
-                n = self._rt.batch(count - done)
-                code, n = self._update_4k(pfn + done, n, new)
+                code, n = self._update_4k(pfn + done, self._rt.batch(fits - done), new)
                 done += n
-        return code, done
+        return RmpUpdateStatus.FAIL_INPUT if not code and done < count else code, done
 
     def _update_4k(self, pfn: int, count: int, new: RmpEntry | None) -> tuple[RmpUpdateStatus, int]:
         self._mark(self._rt.writes, pfn, count)
@@ -154,8 +154,6 @@ class Rmp(RmpTable):
             changes.append((start, stop, _updated(old, new)))
         for change in changes:
             self.entries.set(*change)
-        if changes:
-            self._rt.writes(("rmp-asid", new.asid if new else 0))
         return code, end - pfn
 
     def _update_2m(self, pfn: int, new: RmpEntry | None) -> RmpUpdateStatus:
@@ -227,7 +225,7 @@ class Rmp(RmpTable):
 
         Above VMPL0 `vmsa` is ignored.  Faults like an access to the page do.
         """
-        if target_vmpl not in range(4) or mask & ~VmplMask.ALL or (pagesize and gfn % PAGES_PER_2M):
+        if target_vmpl not in range(4) or mask not in range(VmplMask.ALL + 1) or (pagesize and gfn % PAGES_PER_2M):
             return RmpAdjustStatus.FAIL_INPUT
         if target_vmpl <= vmpl:
             return RmpAdjustStatus.FAIL_PERMISSION
@@ -238,17 +236,15 @@ class Rmp(RmpTable):
             return RmpAdjustStatus.FAIL_SIZEMISMATCH
         if not entry.validated:
             raise NotValidated(gfn, pfn)
-        if mask & ~entry.vmpl[vmpl]:
+        if int(mask) & ~entry.vmpl[vmpl]:
             return RmpAdjustStatus.FAIL_PERMISSION
         masks = list(entry.vmpl)
-        masks[target_vmpl] = mask
+        masks[target_vmpl] = int(mask)
         adjusted = entry._replace(vmpl=(masks[0], masks[1], masks[2], masks[3]), vmsa=entry.vmsa if vmpl else vmsa)
         self.entries.set(pfn, pfn + (PAGES_PER_2M if pagesize else 1), adjusted)
         return RmpAdjustStatus.SUCCESS
 
-    def check_guest(
-        self, pfn: int, gfn: int, asid: int, vmpl: int, access: int, encrypted: bool, pagesize: int = 0
-    ) -> None:
+    def check_guest(self, pfn: int, gfn: int, asid: int, vmpl: int, access: int, encrypted: bool, pagesize: int = 0) -> None:
         """What the table has to say to a guest's access, once nested paging has found `pfn` for `gfn`.
 
         `access` is of `VmplMask`; `encrypted` whether the C-bit was set; `pagesize` that of the nested mapping.  With the
@@ -266,7 +262,7 @@ class Rmp(RmpTable):
         entry = self._guests_own(pfn, gfn, asid, error, pagesize)
         if not entry.validated:
             raise NotValidated(gfn, pfn)
-        if access & ~entry.vmpl[vmpl]:
+        if int(access) & ~entry.vmpl[vmpl]:
             why = f"VMPL{vmpl} has rights {entry.vmpl[vmpl]:#x}, access needs {int(access):#x}"
             raise _fault(error | PFERR_GUEST_VMPL_MASK, gfn, pfn, why)
 
@@ -292,7 +288,7 @@ class Rmp(RmpTable):
 
 
 def _updated(old: RmpEntry | None, new: RmpEntry | None) -> RmpEntry | None:
-    """What RMPUPDATE leaves: the same guest page at the same place stays validated, with its rights; any other starts anew."""
+    """What RMPUPDATE leaves: the same guest page in the same place stays as the guest had it; any other starts anew."""
     if new is None or old is None or not old.assigned or not new.asid:
         return new
     if (old.asid, old.gfn_delta, old.pagesize) != (new.asid, new.gfn_delta, new.pagesize):

@@ -10,7 +10,18 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import NamedTuple
 
-__all__ = ["ENTRY_SIZE", "PAGES_PER_2M", "VMPL_RESET", "Marker", "RmpEntry", "RmpState", "VmplMask", "decode", "encode", "state_of"]
+__all__ = [
+    "ENTRY_SIZE",
+    "PAGES_PER_2M",
+    "VMPL_RESET",
+    "Marker",
+    "RmpEntry",
+    "RmpState",
+    "VmplMask",
+    "decode",
+    "encode",
+    "state_of",
+]
 
 ENTRY_SIZE = 16
 PAGES_PER_2M = 512

@@ -77,7 +77,7 @@ class RmpTable:
         return not self.entries.empty(pfn, pfn + count)
 
     def check_host_write(self, pfn: int, count: int = 1) -> bool:
-        """Whether the host may write all these pages.  A write to an assigned one is a #PF with the RMP bit (APM 2, 15.36.10).
+        """Whether the host may write all these pages.  A write to an assigned one is a #PF with the RMP bit (APM vol. 2).
 
         The host may read any page; it gets ciphertext.
         """
@@ -96,10 +96,14 @@ class RmpTable:
 
     def assigned_to(self, asid: int) -> int:
         """How many pages the ASID owns.  Hardware counts them in the 16 KiB before the first entry."""
-        self._rt.reads(("rmp-asid", asid))
-        return sum(end - start for start, end, entry in self.entries.runs() if entry.asid == asid)
+        runs = [(start, end) for start, end, entry in self.entries.runs() if entry.asid == asid]
+        for start, end in runs:
+            self._mark(self._rt.reads, start, end - start)
+        return sum(end - start for start, end in runs)
 
-    def set_validated(self, pfn: int, count: int, *, vmsa: bool = False, vmpl_masks: tuple[int, int, int] = (0, 0, 0)) -> None:
+    def set_validated(
+        self, pfn: int, count: int, *, vmsa: bool = False, vmpl_masks: tuple[int, int, int] = (0, 0, 0)
+    ) -> None:
         """What SNP_LAUNCH_UPDATE writes when it is done with `count` pages: GUEST_VALID, and the masks of VMPL 1 to 3."""
         self.firmware_write(
             pfn,

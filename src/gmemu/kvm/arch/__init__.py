@@ -1,1 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""VM types: what each adds to KVM.  What the firmware or the processor does is in `hw`."""
+
+from __future__ import annotations
+
+from ...uapi.kvm import VmType
+from .base import VmArch
+
+__all__ = ["VmArch", "arch_class"]
+
+
+def arch_class(vm_type: VmType) -> type[VmArch]:
+    """The class for a VM type that the profile has."""
+    if vm_type is VmType.SW_PROTECTED:
+        from .sw_protected import SwProtectedVm
+
+        return SwProtectedVm
+    if vm_type is VmType.SNP:
+        from .snp import SnpVm
+
+        return SnpVm
+    return VmArch

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest_memfd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..rules import KernelError
+from ..uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_SET_MEMORY_ATTRIBUTES2, kvm_memory_attributes2
+from ..uapi.mman import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MAP_SHARED, PROT_READ, PROT_WRITE
+from .descriptor import Descriptor
+from .mapping import Mapping
+
+if TYPE_CHECKING:
+    from ..syscalls.door import Door
+
+__all__ = ["ConversionRefused", "GuestMemfd"]
+
+
+class ConversionRefused(KernelError):
+    """A conversion failed part-way through its checks: `error_offset` (bytes in the file) says where."""
+
+    def __init__(self, cause: KernelError, error_offset: int) -> None:
+        super().__init__(cause.rule, cause.found)
+        self.error_offset = error_offset
+
+
+class GuestMemfd(Descriptor):
+    """Memory for a guest.  `size` is in bytes; offsets are bytes from the start of the file."""
+
+    def __init__(self, door: Door, fd: int, size: int) -> None:
+        super().__init__(door, fd)
+        self.size = size
+        self._attributes = bytearray(kvm_memory_attributes2.SIZE)
+
+    def mmap(
+        self,
+        length: int | None = None,
+        offset: int = 0,
+        *,
+        prot: int = PROT_READ | PROT_WRITE,
+        flags: int = MAP_SHARED,
+        address: int = 0,
+    ) -> Mapping:
+        """Map `length` bytes from `offset` (default: the rest of the file).  Raises ENODEV, EINVAL, ENOMEM."""
+        length = self.size - offset if length is None else length
+        return Mapping(self.door, self.door.mmap(address, length, prot, flags, self.fd, offset), length)
+
+    def set_memory_attributes(self, offset: int, size: int, attributes: int) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2.  Raises `ConversionRefused` with `error_offset` for EAGAIN and ENOMEM."""
+        buffer = self._attributes
+        kvm_memory_attributes2(offset=offset, size=size, attributes=attributes).pack_into(buffer)
+        try:
+            self._ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES2, buffer)
+        except KernelError as error:
+            if error.errno in (11, 12):
+                answer = kvm_memory_attributes2.unpack_from(buffer)
+                raise ConversionRefused(error, answer.error_offset) from None
+            raise
+
+    def make_private(self, offset: int, size: int) -> None:
+        """Convert to private: `set_memory_attributes` with KVM_MEMORY_ATTRIBUTE_PRIVATE."""
+        self.set_memory_attributes(offset, size, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+    def make_shared(self, offset: int, size: int) -> None:
+        """Convert to shared: `set_memory_attributes` with 0."""
+        self.set_memory_attributes(offset, size, 0)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """fallocate() with any mode."""
+        self.door.fallocate(self.fd, mode, offset, length)
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Have memory for `length` bytes from `offset`."""
+        self.fallocate(FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def punch_hole(self, offset: int, length: int) -> None:
+        """Give the memory of `length` bytes from `offset` back.  Attributes stay."""
+        self.fallocate(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length)

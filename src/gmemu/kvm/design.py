@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The design decisions that can be made otherwise, each a component.
+
+A profile chooses the defaults; a variant replaces one.  Code calls the component and has no ``if`` for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from .guest_memfd import conversion, invalidate, populate
+from .mmu import is_page_fault_stale
+
+if TYPE_CHECKING:
+    from ..mm.filemap import Folio, PageCache
+    from ..profiles import Profile
+    from .guest_memfd.inode import GmemInode
+    from .guest_memfd.invalidate import Filter
+    from .guest_memfd.populate import PopulateCallback
+    from .host import Host
+    from .mmu import PageFault
+    from .vm import Vm
+
+__all__ = ["Design"]
+
+
+class Design(NamedTuple):
+    """One way to build it."""
+
+    populate: Callable[[Vm, int, int, int, bool, PopulateCallback], int]
+    """(vm, gfn, source, npages, writeback, callback) -> pages done"""
+    zero_before_populate: Callable[[PageCache, Folio], None]
+    convert: Callable[[GmemInode, int, int, int], None]
+    """(inode, start, end, attributes)"""
+    reserve_attributes: Callable[[GmemInode, int], None]
+    check_references: Callable[[Host, PageCache, int, int], None]
+    drain: Callable[[Host, int], None]
+    """(host, 1 for this CPU's LRU batches, 2 for everybody's)"""
+    filter_for_removal: Callable[[GmemInode], Filter]
+    is_page_fault_stale: Callable[[Vm, PageFault], bool]
+
+    @classmethod
+    def of(cls, profile: Profile) -> Design:
+        """What `profile` does."""
+        return cls(
+            populate=populate.populate_locked if profile.populate == "locked" else populate.populate_gup_first,
+            zero_before_populate=populate.zero_before_populate,
+            convert=conversion.convert,
+            reserve_attributes=conversion.reserve_attributes,
+            check_references=conversion.check_references,
+            drain=conversion.drain_lru,
+            filter_for_removal=invalidate.filter_for_removal,
+            is_page_fault_stale=is_page_fault_stale,
+        )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""/dev/kvm (virt/kvm/kvm_main.c: kvm_dev_ioctl)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..mm.file import File, Inode
+from ..mm.uaccess import UserPointer
+from ..rules import kvm as rules
+from ..uapi.kvm import (
+    KVM_API_VERSION,
+    KVM_CHECK_EXTENSION,
+    KVM_CREATE_VM,
+    KVM_GET_API_VERSION,
+    KVM_GET_VCPU_MMAP_SIZE,
+    VmType,
+)
+from .vm import Vm, VmFile
+
+if TYPE_CHECKING:
+    from .host import Host
+
+__all__ = ["VCPU_MMAP_SIZE", "KvmDeviceFile"]
+
+VCPU_MMAP_SIZE = 3 * 4096
+"""kvm_run, the pio page, the coalesced MMIO ring."""
+
+S_IFCHR = 0o020000
+
+
+class KvmDeviceFile(File):
+    """An open /dev/kvm."""
+
+    name = "/dev/kvm"
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(Inode(S_IFCHR | 0o660))
+        self.host = host
+
+    def ioctl(self, request: int, arg: UserPointer) -> int:
+        """kvm_dev_ioctl()."""
+        if request in (KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE):
+            if arg != 0:
+                raise rules.DEVICE_ARG(f"{arg!r}")
+            return KVM_API_VERSION if request == KVM_GET_API_VERSION else VCPU_MMAP_SIZE
+        if request == KVM_CHECK_EXTENSION:
+            caps = self.host.profile.caps.get(int(arg)) if isinstance(arg, int) else None
+            return caps.device if caps else 0
+        if request == KVM_CREATE_VM:
+            return self._create_vm(arg)
+        raise rules.DEVICE_IOCTL(f"{request:#x}")
+
+    def _create_vm(self, arg: UserPointer) -> int:
+        """kvm_dev_ioctl_create_vm(); the descriptor is close-on-exec."""
+        if not isinstance(arg, int) or arg not in self.host.profile.vm_types:
+            raise rules.VM_TYPE(f"type {arg!r}, supported mask {self.host.profile.vm_types_mask:#x}")
+        self.host.allocate("kvm")
+        vm = Vm(self.host, VmType(arg))
+        fd: int = self.host.rt.current.process.install_fd(VmFile(vm))
+        return fd

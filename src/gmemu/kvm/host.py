@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A Host: one emulated machine, with its memory, its trusted entities, its kernel and its processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..hw.memory import PhysicalMemory
+from ..invariants import InvariantViolation
+from ..mm.address_space import AddressSpace
+from ..mm.page import Memmap
+from ..mm.process import Process
+from ..mm.swap import LruBatches
+from ..profiles import DEFAULT, Profile, get
+from ..sync import DirectRuntime, Runtime
+from .design import Design
+
+if TYPE_CHECKING:
+    from .snp_platform import SnpPlatform
+    from .vm import Vm
+
+__all__ = ["DEFAULT_MEMORY", "Host"]
+
+DEFAULT_MEMORY = 4 << 40
+
+
+class Host:
+    """One machine.  `memory` is how much RAM it has (bytes; only what is touched costs anything).
+
+    Every host is a world of its own: its processes, files, VMs and counters aren't seen by another.
+    """
+
+    def __init__(
+        self,
+        profile: str | Profile = DEFAULT,
+        *,
+        memory: int = DEFAULT_MEMORY,
+        runtime: Runtime | None = None,
+        design: Design | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.profile = get(profile) if isinstance(profile, str) else profile
+        self.rt = runtime or DirectRuntime()
+        self.design = design or Design.of(self.profile)
+        self.seed = seed
+        self.memory = PhysicalMemory(memory)
+        self.memmap = Memmap(self.rt, self.memory)
+        self.lru = LruBatches(self.memmap)
+        self.vms: list[Vm] = []
+        self.failing_allocations: dict[str, int] = {}
+        """allocation site -> how many more of its allocations fail"""
+        self._snp: SnpPlatform | None = None
+        self.init = self.new_process()
+
+    def new_process(self) -> Process:
+        """A process with nothing in it."""
+        return Process(AddressSpace(self.memmap))
+
+    @property
+    def snp(self) -> SnpPlatform:
+        """The machine's SNP half (RMP, PSP, ASIDs), made when first used: nobody pays for it who has no SNP VM."""
+        if self._snp is None:
+            from .snp_platform import SnpPlatform
+
+            self._snp = SnpPlatform(self)
+        return self._snp
+
+    def allocate(self, site: str) -> None:
+        """A kernel allocation at `site` takes place.  Raises ENOMEM if it was ordered to fail."""
+        if self.failing_allocations.get(site):
+            from ..rules import mm as rules
+
+            self.failing_allocations[site] -= 1
+            raise rules.OUT_OF_MEMORY(f"an allocation ordered to fail: {site}")
+
+    def gmem_reclaim(self, pfn: int, count: int) -> None:
+        """kvm_arch_gmem_reclaim(): guest_memfd pages leave the page cache; whoever owns them gives them back."""
+        if self._snp is not None:
+            self._snp.make_shared(pfn, count)
+
+    gmem_make_shared = gmem_reclaim
+    """kvm_arch_gmem_make_shared(): pages become shared where they are.  SNP does the same for both."""
+
+    def check_quiet(self) -> None:
+        """With every VM and process gone, nothing may be left: no page but the zero page and what was leaked on purpose."""
+        self.lru.lru_add_drain_all()
+        left = [run for run in self.memmap.refs.runs() if run[0] != self.memmap.zero_pfn]
+        left = [run for run in left if not self.memmap.leaked.covers(run[0], run[1], True)]
+        if left:
+            start, end, refs = left[0]
+            raise InvariantViolation(f"pfn {start:#x}-{end:#x} still has {refs} references after everything was closed")
+        if self.vms:
+            raise InvariantViolation(f"{self.vms[0]} was never destroyed")
+
+    def close(self) -> None:
+        """Switch the machine off, whatever state it's in."""
+        self.memory.close()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+

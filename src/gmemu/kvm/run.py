@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_RUN: enter the guest, handle its exits, come back when user space has something to do (arch/x86/kvm/x86.c)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..hw.cpu import Exit, Hlt, NestedPageFault, PortIo, Shutdown, Vmmcall
+from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..mm.uaccess import UserPointer
+from ..rules import KernelError
+from ..rules import gmemu as own_rules
+from ..rules import kvm as rules
+from ..uapi.kvm import (
+    KVM_ENOSYS,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_INTERNAL_ERROR_EMULATION,
+    ExitReason,
+    MpState,
+    kvm_exit_hypercall,
+    kvm_exit_internal_error,
+    kvm_exit_io,
+    kvm_exit_mmio,
+)
+from .mmu import RetPf
+
+if TYPE_CHECKING:
+    from .vcpu import Vcpu
+
+__all__ = ["map_gpa_range_exit", "vcpu_ioctl_run"]
+
+_MAP_GPA_RANGE_RESULTS = (0, 11, 22)
+_U64 = (1 << 64) - 1
+RESET_VECTOR_GFN = 0xFFFFFFF0 >> PAGE_SHIFT
+
+
+def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
+    """kvm_arch_vcpu_ioctl_run(): 0 with an exit reason, or an error; EFAULT may come with KVM_EXIT_MEMORY_FAULT."""
+    if arg != 0:
+        raise rules.RUN_ARG(f"{arg!r}")
+    vm, task = vcpu.vm, vcpu.vm.rt.current
+    immediate = vcpu.immediate_exit
+    with vm.srcu.read:
+        if vcpu.mp_state is not MpState.RUNNABLE:
+            raise rules.RUN_SIGNAL("a vCPU that waits, and a signal that ends the wait")
+        complete, vcpu.complete_userspace_io = vcpu.complete_userspace_io, None
+        if complete is not None and complete() <= 0:
+            return 0
+        if immediate:
+            raise rules.RUN_IMMEDIATE()
+        if vm.arch.pre_run(vcpu) <= 0:
+            return 0
+        vcpu.set_exit(ExitReason.UNKNOWN)
+    while True:
+        if task.pending_signals:
+            vcpu.set_exit(ExitReason.INTR)
+            raise rules.RUN_SIGNAL()
+        if vm.vm_dead:
+            raise rules.VM_DEAD()
+        if _enter_guest(vcpu) <= 0:
+            return 0
+
+
+def _enter_guest(vcpu: Vcpu) -> int:
+    """vcpu_enter_guest(): run until an exit, and handle it: 1 to resume, 0 to go to user space.
+
+    No lock but the vCPU's own is held while the guest runs.  An exit whose handling failed is met again by the next run,
+    as its instruction didn't retire.
+    """
+    exit_, vcpu.pending_exit = vcpu.pending_exit, None
+    if exit_ is None:
+        if not vcpu.cpu.has_guest:
+            return _no_guest(vcpu)
+        completion, vcpu.completion = vcpu.completion, None
+        exit_ = vcpu.cpu.enter(completion)
+    try:
+        with vcpu.vm.srcu.read:
+            return _handle_exit(vcpu, exit_)
+    except KernelError:
+        vcpu.pending_exit = exit_
+        raise
+
+
+def _no_guest(vcpu: Vcpu) -> int:
+    """Nothing was loaded: the processor would fetch at the reset vector, and KVM can't emulate what isn't there."""
+    if vcpu.vm.find_slot(RESET_VECTOR_GFN) is None:
+        error = kvm_exit_internal_error(suberror=KVM_INTERNAL_ERROR_EMULATION)
+        vcpu.set_exit(ExitReason.INTERNAL_ERROR, error)
+        return 0
+    raise own_rules.NO_ENGINE(f"{vcpu} has machine code only")
+
+
+def _handle_exit(vcpu: Vcpu, exit_: Exit) -> int:
+    """svm_handle_exit()."""
+    handled = vcpu.vm.arch.handle_exit(vcpu, exit_)
+    if handled is not None:
+        return handled
+    if isinstance(exit_, NestedPageFault):
+        return _handle_page_fault(vcpu, exit_)
+    if isinstance(exit_, Vmmcall):
+        return _emulate_hypercall(vcpu, exit_)
+    if isinstance(exit_, PortIo):
+        return _emulate_io(vcpu, exit_)
+    if isinstance(exit_, Hlt):
+        vcpu.set_exit(ExitReason.HLT)
+        return 0
+    assert isinstance(exit_, Shutdown)
+    vcpu.set_exit(ExitReason.SHUTDOWN)
+    return 0
+
+
+def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
+    """npf_interception() and kvm_mmu_page_fault()."""
+    vm = vcpu.vm
+    gfn = exit_.gpa >> PAGE_SHIFT
+    error_code = vm.arch.synthesize_error_code(gfn, exit_.error_code)
+    result = vm.mmu.page_fault(vcpu, gfn, error_code)
+    if result is RetPf.EMULATE:
+        return _emulate_mmio(vcpu, exit_)
+    vm.arch.after_page_fault(vcpu, exit_.gpa, error_code)
+    vm.rt.resched()
+    return 1
+
+
+def _emulate_mmio(vcpu: Vcpu, exit_: NestedPageFault) -> int:
+    """The instruction emulator: KVM_EXIT_MMIO in pieces of at most 8 bytes, then the instruction is done."""
+    access = exit_.access
+    loaded = bytearray()
+
+    def piece(at: int) -> int:
+        if at >= len(access.data):
+            vcpu.completion = bytes(loaded) if not access.write else b""
+            return 1
+        n = min(8, len(access.data) - at)
+        data = access.data[at : at + n].ljust(8, b"\0")
+        details = kvm_exit_mmio(phys_addr=access.gpa + at, data=data, len=n, is_write=int(access.write))
+        vcpu.set_exit(ExitReason.MMIO, details)
+
+        def complete() -> int:
+            answer = vcpu.exit_details(kvm_exit_mmio)
+            assert isinstance(answer, kvm_exit_mmio)
+            loaded.extend(answer.data[:n])
+            return piece(at + n)
+
+        vcpu.complete_userspace_io = complete
+        return 0
+
+    return piece(0)
+
+
+def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
+    """KVM_EXIT_IO: the data is on the page behind kvm_run."""
+    memory, page = vcpu.vm.host.memory, (vcpu.run_pfn + 1) << PAGE_SHIFT
+    size = len(exit_.data)
+    if exit_.write:
+        memory.write(page, exit_.data)
+    details = kvm_exit_io(
+        direction=int(exit_.write), size=size, port=exit_.port, count=1, data_offset=PAGE_SIZE
+    )
+    vcpu.set_exit(ExitReason.IO, details)
+
+    def complete() -> int:
+        vcpu.completion = memory.read(page, size)
+        return 1
+
+    vcpu.complete_userspace_io = complete
+    return 0
+
+
+def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
+    """____kvm_emulate_hypercall(): of the calls that concern memory there is one, and it needs user space's consent."""
+    if exit_.nr != KVM_HC_MAP_GPA_RANGE or not vcpu.vm.exits_on_hypercall(exit_.nr):
+        vcpu.completion = -KVM_ENOSYS
+        return 1
+    gpa, npages, attributes = (*exit_.args, 0, 0, 0)[:3]
+    if gpa & (PAGE_SIZE - 1) or not npages or (gpa >> PAGE_SHIFT) + npages > _U64:
+        vcpu.completion = -22
+        return 1
+
+    def complete(ret: int) -> int:
+        vcpu.completion = ret
+        return 1
+
+    return map_gpa_range_exit(vcpu, gpa, npages, attributes, complete)
+
+
+def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: object) -> int:
+    """KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE; `complete(ret)` is called with user space's answer on the next run.
+
+    An answer other than 0, EAGAIN or EINVAL makes KVM_RUN fail with EINVAL (`kvm.run.hypercall-ret`).
+    """
+    assert callable(complete)
+    details = kvm_exit_hypercall(nr=KVM_HC_MAP_GPA_RANGE, args=(gpa, npages, attributes, 0, 0, 0))
+    vcpu.set_exit(ExitReason.HYPERCALL, details)
+
+    def resume() -> int:
+        answer = vcpu.exit_details(kvm_exit_hypercall)
+        assert isinstance(answer, kvm_exit_hypercall)
+        if answer.ret not in _MAP_GPA_RANGE_RESULTS:
+            raise rules.RUN_HYPERCALL_RET(f"{answer.ret:#x}")
+        result = complete(answer.ret)
+        assert isinstance(result, int)
+        return result
+
+    vcpu.complete_userspace_io = resume
+    return 0

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A vCPU (struct kvm_vcpu): its registers as KVM keeps them, its kvm_run page, and its file descriptor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..hw.cpu import Cpu, Exit
+from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..mm.address_space import Vma
+from ..mm.file import File, Inode
+from ..mm.filemap import Folio, PageCache
+from ..mm.uaccess import UserPointer, copy_from_user, copy_to_user
+from ..rules import BusError
+from ..rules import kvm as rules
+from ..uapi.ioctl import ioctl_type
+from ..uapi.kvm import (
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    KVM_PRE_FAULT_MEMORY,
+    KVM_RUN,
+    KVM_RUN_EXIT_OFFSET,
+    KVMIO,
+    ExitReason,
+    MpState,
+    kvm_exit_memory_fault,
+    kvm_pre_fault_memory,
+    kvm_run,
+)
+from ..uapi.kvm_x86 import kvm_debugregs, kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs
+from ..uapi.layout import Struct
+from .mmu import prefault_page
+
+if TYPE_CHECKING:
+    from .mmu import PageFault
+    from .vm import Vm
+
+__all__ = ["Vcpu", "VcpuFile", "create_vcpu"]
+
+_U64 = (1 << 64) - 1
+_EXIT_REASON = kvm_run.OFFSETS["exit_reason"]
+_IMMEDIATE_EXIT = kvm_run.OFFSETS["immediate_exit"]
+MSR_IA32_CR_PAT = 0x277
+PAT_DEFAULT = 0x0007040600070406
+
+
+def create_vcpu(vm: Vm, id: int) -> int:
+    """kvm_vm_ioctl_create_vcpu(): a vCPU and its descriptor (close-on-exec)."""
+    with vm.lock:
+        limit = vm.profile.caps[128].device
+        if not 0 <= id < limit:
+            raise rules.VCPU_ID(f"id {id}, limit {limit}")
+        if vm.created_vcpus >= vm.profile.caps[66].device:
+            raise rules.VCPU_MANY(f"{vm.created_vcpus} exist")
+        if any(vcpu.id == id for vcpu in vm.vcpus):
+            raise rules.VCPU_EXISTS(f"id {id}")
+        vm.arch.vcpu_precreate()
+        vm.host.allocate("vcpu")
+        vcpu = Vcpu(vm, id)
+        vm.arch.vcpu_create(vcpu)
+        vm.created_vcpus += 1
+        vm.vcpus.append(vcpu)
+        vm.get()
+        fd: int = vm.rt.current.process.install_fd(VcpuFile(vcpu))
+        return fd
+
+
+class Vcpu:
+    """struct kvm_vcpu, after kvm_vcpu_reset()."""
+
+    def __init__(self, vm: Vm, id: int) -> None:
+        self.vm, self.id = vm, id
+        self.mutex = vm.rt.mutex("vcpu->mutex")
+        self.pages = PageCache(vm.host.memmap, vm.host.lru, "kvm_run")
+        self.cpu = Cpu(vm.rt, vm.host.memory, vm.mmu.walk, vm.arch.protection(self), vm.arch.encrypted_default)
+        self.complete_userspace_io: Callable[[], int] | None = None
+        self.completion: object = None
+        self.pending_exit: Exit | None = None
+        self.mp_state = MpState.RUNNABLE
+        self.guest_state_protected = False
+        self.reset_registers()
+        memmap = vm.host.memmap
+        [(self.run_pfn, _)] = memmap.alloc(3)
+        vm.host.memory.clear(self.run_pfn, 3)
+        self.pages.pages.set(0, 3, self.run_pfn)
+        self.pages.uptodate.set(0, 3, True)
+        self.pages.nrpages = 3
+        self._run = self.run_pfn << PAGE_SHIFT
+
+    def reset_registers(self) -> None:
+        """kvm_vcpu_reset() and init_vmcb(): the state at power-on."""
+        data = kvm_segment(limit=0xFFFF, type=3, present=1, s=1)
+        code = kvm_segment(base=0xFFFF0000, limit=0xFFFF, selector=0xF000, type=11, present=1, s=1)
+        self.regs = kvm_regs(rip=0xFFF0, rflags=2, rdx=0x600)
+        self.sregs = kvm_sregs(
+            cs=code,
+            ds=data,
+            es=data,
+            fs=data,
+            gs=data,
+            ss=data,
+            tr=kvm_segment(limit=0xFFFF, type=3, present=1),
+            ldt=kvm_segment(limit=0xFFFF, type=2, present=1),
+            gdt=kvm_dtable(limit=0xFFFF),
+            idt=kvm_dtable(limit=0xFFFF),
+            cr0=0x60000010,
+            apic_base=0xFEE00800 | (0x100 if self.id == 0 else 0),
+        )
+        self.fpu = kvm_fpu(fcw=0x37F, mxcsr=0x1F80)
+        self.debugregs = kvm_debugregs(dr6=0xFFFF0FF0, dr7=0x400)
+        self.xcr0 = 1
+        self.msrs: dict[int, int] = {MSR_IA32_CR_PAT: PAT_DEFAULT}
+        self.cpuid: list[bytes] = []
+
+    # kvm_run
+
+    @property
+    def exit_reason(self) -> int:
+        """kvm_run->exit_reason."""
+        return int.from_bytes(self.vm.host.memory.read(self._run + _EXIT_REASON, 4), "little")
+
+    @property
+    def immediate_exit(self) -> bool:
+        """kvm_run->immediate_exit."""
+        return self.vm.host.memory.read(self._run + _IMMEDIATE_EXIT, 1) != b"\0"
+
+    def set_exit(self, reason: ExitReason, details: Struct | None = None) -> None:
+        """Fill in kvm_run: the reason, and its member of the union."""
+        memory = self.vm.host.memory
+        memory.write(self._run + _EXIT_REASON, int(reason).to_bytes(4, "little"))
+        if details is not None:
+            memory.write(self._run + KVM_RUN_EXIT_OFFSET, details.pack())
+
+    def exit_details(self, layout: type[Struct]) -> Struct:
+        """The union as user space left it."""
+        return layout.unpack_from(self.vm.host.memory.read(self._run + KVM_RUN_EXIT_OFFSET, layout.SIZE))
+
+    def prepare_memory_fault_exit(self, fault: PageFault) -> None:
+        """kvm_prepare_memory_fault_exit(): where, and which view the guest wanted."""
+        flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if fault.private else 0
+        details = kvm_exit_memory_fault(flags=flags, gpa=fault.gfn << PAGE_SHIFT, size=PAGE_SIZE)
+        self.set_exit(ExitReason.MEMORY_FAULT, details)
+
+    def destroy(self) -> None:
+        """kvm_vcpu_destroy()."""
+        self.pages.truncate_range(0, 3)
+
+    def __repr__(self) -> str:
+        return f"<Vcpu {self.id}>"
+
+
+class VcpuFile(File):
+    """A vCPU's descriptor."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        super().__init__(Inode(0o600))
+        self.vcpu = vcpu
+        self.name = f"anon_inode:kvm-vcpu:{vcpu.id}"
+
+    def release(self) -> None:
+        self.vcpu.vm.put()
+
+    def mmap(self, vma: Vma) -> None:
+        """kvm_vcpu_mmap(): what lies outside is found out at the fault."""
+        vma.mapping = self.vcpu.pages
+
+    def fault(self, vma: Vma, index: int, count: int, write: bool, address: int) -> Folio:
+        """kvm_vcpu_fault()."""
+        if index >= 3:
+            raise BusError(rules.VCPU_MMAP, address, f"page {index}")
+        return self.vcpu.pages.grab_folio(index, min(count, 3 - index))
+
+    def ioctl(self, request: int, arg: UserPointer) -> int:
+        """kvm_vcpu_ioctl()."""
+        vcpu, vm = self.vcpu, self.vcpu.vm
+        if vm.mm is not vm.rt.current.mm:
+            raise rules.FOREIGN_MM()
+        if vm.vm_dead:
+            raise rules.VM_DEAD()
+        if ioctl_type(request) != KVMIO:
+            raise rules.VCPU_IOCTL(f"{request:#x}")
+        with vcpu.mutex:
+            if request == KVM_RUN:
+                from .run import vcpu_ioctl_run
+
+                return vcpu_ioctl_run(vcpu, arg)
+            if request == KVM_PRE_FAULT_MEMORY:
+                return _pre_fault_memory(vcpu, arg)
+            if request == KVM_MEMORY_ENCRYPT_OP:
+                raise rules.MEM_ENC_UNSUPPORTED("a vCPU; only TDX has commands for one")
+            from .regs import IOCTLS
+
+            handler = IOCTLS.get(request)
+            if handler is None:
+                raise rules.VCPU_IOCTL(f"{request:#x}")
+            return handler(vcpu, arg)
+
+
+def _pre_fault_memory(vcpu: Vcpu, arg: UserPointer) -> int:
+    """kvm_vcpu_pre_fault_memory(): 0 if anything was mapped, with the rest written back, even if a later page failed."""
+    vm = vcpu.vm
+    mm = vm.rt.current.mm
+    want = copy_from_user(mm, kvm_pre_fault_memory, arg)
+    error: OSError | None = None
+    if want.flags:
+        error = rules.PREFAULT_FLAGS(f"flags {want.flags:#x}")
+    elif (want.gpa | want.size) & (PAGE_SIZE - 1) or not want.size or want.gpa + want.size > _U64:
+        error = rules.PREFAULT_RANGE(f"gpa {want.gpa:#x}, size {want.size:#x}")
+    full = want.size
+    if error is None:
+        with vm.srcu.read:
+            while want.size:
+                try:
+                    prefault_page(vm, vcpu, want.gpa)
+                except OSError as failed:
+                    error = failed
+                    break
+                want.size -= PAGE_SIZE
+                want.gpa += PAGE_SIZE
+                vm.rt.resched()
+    if want.size != full or error is None:
+        copy_to_user(mm, arg, want)
+        return 0
+    copy_to_user(mm, arg, want)
+    raise error

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM (struct kvm) and its file descriptor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..mm.file import File, Inode
+from ..mm.uaccess import UserPointer, copy_from_user, write_user
+from ..rules import KernelError
+from ..rules import kvm as rules
+from ..uapi.kvm import (
+    KVM_CHECK_EXTENSION,
+    KVM_CREATE_GUEST_MEMFD,
+    KVM_CREATE_VCPU,
+    KVM_ENABLE_CAP,
+    KVM_GET_DIRTY_LOG,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_SET_MEMORY_ATTRIBUTES,
+    KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_USER_MEMORY_REGION2,
+    Cap,
+    VmType,
+    kvm_create_guest_memfd,
+    kvm_dirty_log,
+    kvm_enable_cap,
+    kvm_memory_attributes,
+    kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
+)
+from .arch import arch_class
+from .attributes import Attributes, GmemAttributes, VmAttributes, vm_ioctl_set_mem_attributes
+from .guest_memfd.binding import kvm_gmem_unbind
+from .guest_memfd.file import GmemFile, kvm_gmem_create
+from .memslots import Memslot, Memslots, set_memory_region
+from .mmu import KvmMmuNotifier, Mmu
+
+if TYPE_CHECKING:
+    from .host import Host
+    from .vcpu import Vcpu
+
+__all__ = ["Vm", "VmFile"]
+
+
+class Vm:
+    """struct kvm.  Held by its own descriptor, its vCPUs' and its guest_memfds'; destroyed when the last is closed."""
+
+    def __init__(self, host: Host, vm_type: VmType) -> None:
+        self.host, self.profile, self.rt = host, host.profile, host.rt
+        self.vm_type = vm_type
+        self.users = 1
+        self.mm = host.rt.current.mm
+        self.lock = self.rt.mutex("kvm->lock")
+        self.slots_lock = self.rt.mutex("slots_lock")
+        self.slots_arch_lock = self.rt.mutex("slots_arch_lock")
+        self.mmu_lock = self.rt.rwlock("mmu_lock")
+        self.srcu = self.rt.srcu("kvm->srcu")
+        self.vcpus: list[Vcpu] = []
+        self.created_vcpus = 0
+        self.hypercall_exits = 0
+        self.vm_dead = self.vm_bugged = False
+        self.memslots = (Memslots(), Memslots())
+        self.mmu = Mmu(self)
+        self.attributes: Attributes = VmAttributes(self) if self.profile.vm_attributes else GmemAttributes(self)
+        self.arch = arch_class(vm_type)(self)
+        self._notifier = KvmMmuNotifier(self)
+        self.mm.notifiers.append(self._notifier)
+        host.vms.append(self)
+
+    def get(self) -> None:
+        """kvm_get_kvm()."""
+        self.users += 1
+
+    def put(self) -> None:
+        """kvm_put_kvm(): the last one destroys the VM."""
+        self.users -= 1
+        if self.users == 0:
+            self._destroy()
+
+    def _destroy(self) -> None:
+        """kvm_destroy_vm()."""
+        self.mm.notifiers.remove(self._notifier)
+        for slots in self.memslots:
+            for slot in list(slots.by_id.values()):
+                slots.replace(slot, None)
+                kvm_gmem_unbind(self, slot)
+                slot.freed = True
+        with self.mmu_lock.exclusive:
+            self.mmu.sptes.clear()
+        for vcpu in self.vcpus:
+            vcpu.destroy()
+        self.arch.vm_destroy()
+        self.host.vms.remove(self)
+
+    def bug(self, why: str) -> KernelError:
+        """KVM_BUG(): the VM is dead from here on.  Returns EIO to raise."""
+        self.vm_bugged = self.vm_dead = True
+        return rules.VM_BUGGED(why)
+
+    def find_slot(self, gfn: int) -> Memslot | None:
+        """gfn_to_memslot()."""
+        self.rt.reads(("memslots", self))
+        return self.memslots[0].find(gfn)
+
+    def gmem_file_of(self, slot: Memslot) -> GmemFile | None:
+        """kvm_gmem_get_file(): the slot's guest_memfd with a reference, unless it was or is being closed."""
+        self.rt.reads(("slot-file", slot))
+        file = slot.gmem_file
+        return file if file is not None and file.get_active() else None
+
+    def flush_remote_tlbs(self) -> None:
+        """kvm_flush_remote_tlbs(): no vCPU uses a translation that it had before."""
+        for vcpu in self.vcpus:
+            self.rt.writes(("tlb", vcpu))
+            vcpu.cpu.tlb.flush()
+
+    def exits_on_hypercall(self, nr: int) -> bool:
+        """user_exit_on_hypercall()."""
+        return bool(self.hypercall_exits >> nr & 1)
+
+    def __repr__(self) -> str:
+        return f"<Vm {self.vm_type.name}>"
+
+
+class VmFile(File):
+    """A VM's descriptor."""
+
+    name = "anon_inode:kvm-vm"
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__(Inode(0o600))
+        self.vm = vm
+
+    def release(self) -> None:
+        self.vm.put()
+
+    def ioctl(self, request: int, arg: UserPointer) -> int:
+        """kvm_vm_ioctl()."""
+        vm = self.vm
+        if vm.mm is not vm.rt.current.mm:
+            raise rules.FOREIGN_MM()
+        if vm.vm_dead:
+            raise rules.VM_DEAD()
+        handler = _IOCTLS.get(request)
+        if handler is None:
+            raise rules.VM_IOCTL(f"{request:#x}")
+        return handler(vm, arg)
+
+
+def _check_extension(vm: Vm, arg: UserPointer) -> int:
+    caps = vm.profile.caps.get(int(arg)) if isinstance(arg, int) else None
+    if caps is None:
+        return 0
+    if arg == Cap.READONLY_MEM:
+        return int(not vm.arch.has_protected_state)
+    return caps.private_vm if vm.arch.has_private_mem else caps.default_vm
+
+
+def _create_vcpu(vm: Vm, arg: UserPointer) -> int:
+    from .vcpu import create_vcpu
+
+    return create_vcpu(vm, int(arg) if isinstance(arg, int) else -1)
+
+
+def _set_region(vm: Vm, arg: UserPointer) -> int:
+    """KVM_SET_USER_MEMORY_REGION: the first half of the structure, and fewer flags."""
+    old = copy_from_user(vm.rt.current.mm, kvm_userspace_memory_region, arg)
+    if old.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY):
+        raise rules.SLOT_V1_FLAGS(f"flags {old.flags:#x}")
+    set_memory_region(vm, kvm_userspace_memory_region2(**vars(old)))
+    return 0
+
+
+def _set_region2(vm: Vm, arg: UserPointer) -> int:
+    set_memory_region(vm, copy_from_user(vm.rt.current.mm, kvm_userspace_memory_region2, arg))
+    return 0
+
+
+def _set_attributes(vm: Vm, arg: UserPointer) -> int:
+    vm_ioctl_set_mem_attributes(vm, copy_from_user(vm.rt.current.mm, kvm_memory_attributes, arg))
+    return 0
+
+
+def _create_guest_memfd(vm: Vm, arg: UserPointer) -> int:
+    return kvm_gmem_create(vm, copy_from_user(vm.rt.current.mm, kvm_create_guest_memfd, arg))
+
+
+def _enable_cap(vm: Vm, arg: UserPointer) -> int:
+    """kvm_vm_ioctl_enable_cap(): of what KVM has, what bears on memory."""
+    cap = copy_from_user(vm.rt.current.mm, kvm_enable_cap, arg)
+    if cap.flags:
+        raise rules.ENABLE_CAP_FLAGS(f"flags {cap.flags:#x}")
+    if cap.cap != Cap.EXIT_HYPERCALL:
+        raise rules.ENABLE_CAP(f"capability {cap.cap}")
+    if cap.args[0] & ~(1 << KVM_HC_MAP_GPA_RANGE):
+        raise rules.ENABLE_CAP_ARGS(f"{cap.args[0]:#x}, allowed {1 << KVM_HC_MAP_GPA_RANGE:#x}")
+    vm.hypercall_exits = cap.args[0]
+    return 0
+
+
+def _mem_enc_op(vm: Vm, arg: UserPointer) -> int:
+    return vm.arch.mem_enc_op(arg)
+
+
+def _get_dirty_log(vm: Vm, arg: UserPointer) -> int:
+    """kvm_get_dirty_log_protect(): copy the bitmap out, clear it, and protect what was dirty."""
+    mm = vm.rt.current.mm
+    log = copy_from_user(mm, kvm_dirty_log, arg)
+    as_id, id = log.slot >> 16, log.slot & 0xFFFF
+    with vm.slots_lock:
+        if as_id >= vm.arch.nr_memslot_as_ids or id >= vm.profile.caps[Cap.NR_MEMSLOTS].device:
+            raise rules.DIRTY_SLOT(f"slot {log.slot:#x}")
+        slot = vm.memslots[as_id].by_id.get(id)
+        if slot is None or slot.dirty_bitmap is None:
+            raise rules.DIRTY_NONE(f"slot {id}")
+        bitmap = bytearray(-(-slot.npages // 64) * 8)
+        for page in slot.dirty_bitmap:
+            bitmap[page >> 3] |= 1 << (page & 7)
+        for page in slot.dirty_bitmap:
+            vm.mmu.write_protect(slot.base_gfn + page, slot.base_gfn + page + 1)
+        slot.dirty_bitmap.clear()
+    write_user(mm, log.dirty_bitmap, bytes(bitmap))
+    return 0
+
+
+_IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
+    KVM_CHECK_EXTENSION: _check_extension,
+    KVM_CREATE_VCPU: _create_vcpu,
+    KVM_SET_USER_MEMORY_REGION: _set_region,
+    KVM_SET_USER_MEMORY_REGION2: _set_region2,
+    KVM_SET_MEMORY_ATTRIBUTES: _set_attributes,
+    KVM_CREATE_GUEST_MEMFD: _create_guest_memfd,
+    KVM_ENABLE_CAP: _enable_cap,
+    KVM_MEMORY_ENCRYPT_OP: _mem_enc_op,
+    KVM_GET_DIRTY_LOG: _get_dirty_log,
+}
