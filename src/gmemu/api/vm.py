@@ -41,6 +41,7 @@ class Vm(Descriptor):
     def __init__(self, door: Door, fd: int, vm_type: VmType, vcpu_mmap_size: int) -> None:
         super().__init__(door, fd)
         self.vm_type, self._vcpu_mmap_size = vm_type, vcpu_mmap_size
+        self._snp: Snp | None = None
 
     def check_extension(self, cap: Cap | int) -> int:
         """KVM_CHECK_EXTENSION: 0 if the VM hasn't it."""
@@ -117,6 +118,14 @@ class Vm(Descriptor):
     @property
     def snp(self) -> Snp:
         """The KVM_SEV_SNP_* commands of an SNP VM."""
-        from .sev import Snp
+        if self._snp is None:
+            from .sev import Snp
 
-        return Snp(self)
+            self._snp = Snp(self)
+        return self._snp
+
+    def close(self) -> None:
+        """Close the descriptor, and what its SNP commands needed."""
+        if self._snp is not None:
+            self._snp.close()
+        super().close()

@@ -94,6 +94,17 @@ class PhysicalMemory:
             guard(address >> PAGE_SHIFT, (address + len(data) - 1 >> PAGE_SHIFT) - (address >> PAGE_SHIFT) + 1, True)
         self.write(address, data)
 
+    def copy(self, destination: int, source: int, count: int) -> None:
+        """memcpy() of `count` whole pages by the host: both sides through key 0."""
+        if not self.keys.empty(source, source + count):
+            self.write(destination << PAGE_SHIFT, self.read(source << PAGE_SHIFT, count << PAGE_SHIFT))
+            return
+        self.keys.clear(destination, destination + count)
+        with memoryview(self._bytes) as view:
+            length = count << PAGE_SHIFT
+            to, from_ = destination << PAGE_SHIFT, source << PAGE_SHIFT
+            view[to : to + length] = view[from_ : from_ + length]
+
     def rekey(self, pfn: int, count: int, key: int) -> None:
         """Keep `count` pages' bytes as `key` sees them, and let `key` be theirs."""
         for start, end, old in self.keys.spans(pfn, pfn + count):

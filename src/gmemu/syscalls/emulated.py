@@ -80,9 +80,13 @@ class EmulatedDoor:
             if path.startswith("/proc/self/fd/"):
                 self.process.file(int(path.rpartition("/")[2]))
                 raise rules.NO_DEVICE_BEHIND(path)
-            if path != "/dev/kvm":
-                raise rules.NO_SUCH_FILE(path)
-            return self.process.install_fd(KvmDeviceFile(self.host))
+            if path == "/dev/kvm":
+                return self.process.install_fd(KvmDeviceFile(self.host))
+            if path == "/dev/sev":
+                from ..kvm.snp_platform import SevDeviceFile
+
+                return self.process.install_fd(SevDeviceFile(self.host))
+            raise rules.NO_SUCH_FILE(path)
 
     def close(self, fd: int) -> None:
         with _Syscall(self):

@@ -88,9 +88,17 @@ mask = st.integers(0, 31)
 
 
 @given(
-    st.integers(0, 1 << 28), flags, flags, flags, flags, st.integers(0, 1), st.integers(0, 1023), st.integers(0, (1 << 36) - 1),
-    st.tuples(mask, mask, mask, mask), st.integers(0, 511),
-)  # fmt: skip
+    pfn=st.integers(0, 1 << 28),
+    assigned=flags,
+    validated=flags,
+    immutable=flags,
+    vmsa=flags,
+    pagesize=st.integers(0, 1),
+    asid=st.integers(0, 1023),
+    gfn=st.integers(0, (1 << 36) - 1),
+    vmpl=st.tuples(mask, mask, mask, mask),
+    count=st.integers(0, 511),
+)
 def test_decode_undoes_encode(
     pfn: int,
     assigned: bool,
@@ -108,7 +116,7 @@ def test_decode_undoes_encode(
     back, subpages = decode(encode(entry, pfn, count), pfn)
     assert subpages == count
     if back is None:
-        assert not (assigned or validated or immutable or asid or gfn or vmsa or pagesize)
+        assert not any((assigned, validated, immutable, asid, gfn, vmsa, pagesize))
     else:
         assert back == entry
         assert back.gfn(pfn) == gfn

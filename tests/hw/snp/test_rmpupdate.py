@@ -9,7 +9,7 @@ from gmemu.hw.snp.rmp import PsmashStatus, Rmp, RmpState, RmpUpdateStatus
 from gmemu.hw.snp.rmp_entry import VMPL_RESET, RmpEntry, decode
 from gmemu.sync import DirectRuntime
 
-from .machine import ASID, COVERED, GFN, PAGE, Machine, Stepping
+from .machine import ASID, COVERED, GFN, PAGE, Stepping
 
 OK, INPUT, PERMISSION = RmpUpdateStatus.SUCCESS, RmpUpdateStatus.FAIL_INPUT, RmpUpdateStatus.FAIL_PERMISSION
 INUSE, OVERLAP = RmpUpdateStatus.FAIL_INUSE, RmpUpdateStatus.FAIL_OVERLAP
@@ -365,8 +365,3 @@ def test_a_terabyte_costs_runs() -> None:
     rmp.rmpupdate(1 << 20, assigned=False)
     assert len(rmp.entries) == 2
     assert rmp.assigned_to(ASID) == (1 << 28) - 1
-
-
-def test_machine_fixture(machine: Machine) -> None:
-    machine.pre_guest(count=2)
-    assert machine.rmp.state(PAGE + 1) is RmpState.PRE_GUEST

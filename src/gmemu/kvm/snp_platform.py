@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's side of the machine's SNP hardware: RMP helpers (arch/x86/virt/svm/sev.c), firmware pages, ASIDs, /dev/sev.
+
+One of these serves all SNP VMs of a host.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..hw.memory import HostAccessFault
+from ..hw.snp.psp import Psp
+from ..hw.snp.rmp import Rmp
+from ..invariants import InvariantViolation
+from ..mm.file import File, Inode
+from ..mm.uaccess import UserPointer
+from ..rules import snp as rules
+from ..uapi.sev import SVM_SEV_FEAT_DEBUG_SWAP, SVM_SEV_FEAT_SECURE_TSC, PspStatus
+
+if TYPE_CHECKING:
+    from .host import Host
+
+__all__ = ["SevDeviceFile", "SnpPlatform"]
+
+FIRST_ASID, LAST_ASID = 1, 99
+PAGES_PER_2M = 512
+LEVEL_4K = 0
+
+
+class SnpPlatform:
+    """RMP, firmware and ASIDs of one machine."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.rmp = Rmp(host.rt, host.memmap.nr_pages)
+        self.psp = Psp(host.rt, host.memory, self.rmp, seed=host.seed)
+        self.supported_vmsa_features = SVM_SEV_FEAT_DEBUG_SWAP | SVM_SEV_FEAT_SECURE_TSC
+        self._asids: set[int] = set()
+        host.memory.guards.append(self._check_host_access)
+        host.memmap.free_checks.append(self._check_free)
+
+    def _check_host_access(self, pfn: int, count: int, write: bool) -> None:
+        """The host may read anything (it sees ciphertext); a write to an assigned page is a page fault."""
+        if write and not self.rmp.check_host_write(pfn, count):
+            raise HostAccessFault(f"pfn {pfn:#x} is assigned by the RMP")
+
+    def _check_free(self, pfn: int, count: int) -> None:
+        if self.rmp.owned(pfn, count):
+            raise InvariantViolation(f"pfn {pfn:#x}: freed while the RMP has it in state {self.rmp.state(pfn).name}")
+
+    # ASIDs
+
+    def asid_new(self) -> int:
+        """sev_asid_new(): the lowest free one.  A flush makes those clean that were used.  Raises EBUSY."""
+        for asid in range(FIRST_ASID, LAST_ASID + 1):
+            if asid not in self._asids:
+                self._asids.add(asid)
+                self.psp.wbinvd()
+                self.psp.df_flush()
+                return asid
+        raise rules.INIT_ASID(f"all {LAST_ASID} are in use")
+
+    def asid_free(self, asid: int) -> None:
+        """sev_asid_free()."""
+        self._asids.discard(asid)
+
+    # RMP
+
+    def rmp_make_private(self, pfn: int, gfn: int, asid: int, *, immutable: bool, count: int = 1) -> None:
+        """rmp_make_private(): assign `count` 4 KiB pages to the guest as `gfn` and the frames after it.  Raises EFAULT."""
+        code, done = self.rmp.rmpupdate(pfn, count=count, assigned=True, asid=asid, gfn=gfn, immutable=immutable)
+        if code:
+            raise rules.RMPUPDATE(f"code {code} at pfn {pfn + done:#x}")
+
+    def rmp_make_shared(self, pfn: int, count: int = 1) -> None:
+        """rmp_make_shared(): give `count` 4 KiB pages back to the hypervisor.  Raises EFAULT."""
+        code, done = self.rmp.rmpupdate(pfn, count=count, assigned=False)
+        if code:
+            raise rules.RMPUPDATE(f"code {code} at pfn {pfn + done:#x}")
+
+    def make_shared(self, pfn: int, count: int) -> None:
+        """sev_gmem_make_shared(): whatever of these pages is assigned goes back to the hypervisor; 2 MiB entries that
+        aren't wholly covered are split first."""
+        for start, end, entry in list(self.rmp.entries.runs(pfn, pfn + count)):
+            if not entry.assigned:
+                continue
+            if entry.pagesize:
+                for head in range(start // PAGES_PER_2M * PAGES_PER_2M, end, PAGES_PER_2M):
+                    self.rmp.psmash(head)
+            self.rmp_make_shared(start, end - start)
+
+    # Firmware pages
+
+    def alloc_firmware_page(self) -> int:
+        """snp_alloc_firmware_page(): a page that only the firmware may write."""
+        [(pfn, _)] = self.host.memmap.alloc(1)
+        self.host.memory.clear(pfn, 1)
+        code, _ = self.rmp.rmpupdate(pfn, assigned=True, immutable=True)
+        if code:
+            raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
+        return pfn
+
+    def free_firmware_page(self, pfn: int) -> None:
+        """snp_free_firmware_page(): take it back; a page that can't be had back is leaked."""
+        if self.psp.page_reclaim(pfn) is not PspStatus.SUCCESS:
+            self.host.memmap.leak(pfn, 1)
+        else:
+            self.rmp_make_shared(pfn)
+        self.host.memmap.put(pfn)
+
+
+class SevDeviceFile(File):
+    """An open /dev/sev: what KVM's commands are issued through."""
+
+    name = "/dev/sev"
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(Inode(0o020600))
+        self.host = host
+
+    def ioctl(self, request: int, arg: UserPointer) -> int:
+        raise rules.DEVICE_IOCTL(f"{request:#x}")
