@@ -21,6 +21,10 @@ PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 
 
+_BY_SYSCALL = 1 << 16
+"""From here on (bytes) a write goes by pwrite(), which needs no page fault for each page that is new."""
+
+
 class HostAccessFault(Exception):
     """The host touched a page that belongs to somebody else: the access faults in hardware."""
 
@@ -80,7 +84,10 @@ class PhysicalMemory:
         first, last = address >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT
         if not self.keys.covers(first, last, key or None):
             self.rekey(first, last - first, key)
-        self._bytes[address:end] = data
+        if end - address >= _BY_SYSCALL:
+            os.pwrite(self.fd, data, address)
+        else:
+            self._bytes[address:end] = data
 
     def host_read(self, address: int, length: int) -> bytes:
         """A load by the host's own software.  Raises `HostAccessFault`."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from ..hw.memory import PhysicalMemory
 from ..invariants import InvariantViolation
@@ -16,6 +17,7 @@ from ..sync import DirectRuntime, Runtime
 from .design import Design
 
 if TYPE_CHECKING:
+    from .guest_memfd.inode import GmemInode
     from .snp_platform import SnpPlatform
     from .vm import Vm
 
@@ -47,6 +49,7 @@ class Host:
         self.memmap = Memmap(self.rt, self.memory)
         self.lru = LruBatches(self.memmap)
         self.vms: list[Vm] = []
+        self.gmem_inodes: WeakSet[GmemInode] = WeakSet()
         self.failing_allocations: dict[str, int] = {}
         """allocation site -> how many more of its allocations fail"""
         self._snp: SnpPlatform | None = None

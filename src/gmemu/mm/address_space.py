@@ -68,6 +68,7 @@ class AddressSpace:
         self.vmas: list[Vma] = []
         self.ptes: RangeMap[Pte] = RangeMap()
         self.notifiers: list[MmuNotifier] = []
+        memmap.mmlist.add(self)
 
     # Mappings
 

@@ -36,6 +36,7 @@ class PageCache:
         self.i_mmap_rwsem = self.rt.rwsem(f"{name}:i_mmap_rwsem")
         self.i_mmap: list[Vma] = []
         self.nrpages = 0
+        memmap.caches.add(self)
         self.free_folio: Callable[[int, int], None] | None = None
         """a_ops->free_folio(pfn, count): the folios left the cache."""
 

@@ -8,6 +8,8 @@ pinned page in the middle makes two more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from ..hw.memory import PAGE_SHIFT, PhysicalMemory
 from ..invariants import InvariantViolation
@@ -15,6 +17,10 @@ from ..rangemap import RangeMap
 from ..rules import mm as rules
 from ..sync import Lock, Runtime
 from ..uapi.mman import GUP_PIN_COUNTING_BIAS
+
+if TYPE_CHECKING:
+    from .address_space import AddressSpace
+    from .filemap import PageCache
 
 __all__ = ["Memmap"]
 
@@ -34,6 +40,9 @@ class Memmap:
         self.free_checks: list[Callable[[int, int], None]] = []
         """Asked before pages (pfn, count) are freed; raise if something still owns them."""
         self.nr_allocated = 0
+        self.mmlist: WeakSet[AddressSpace] = WeakSet()
+        """every address space, for those who check what must hold in all of them"""
+        self.caches: WeakSet[PageCache] = WeakSet()
         self._locks: dict[int, Lock] = {}
         self._free: list[tuple[int, int]] = []
         self._next = 1

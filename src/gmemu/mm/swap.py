@@ -48,6 +48,10 @@ class LruBatches:
         for cpu in self._batches:
             self.lru_add_drain(cpu)
 
+    def batches(self) -> dict[int, tuple[int, ...]]:
+        """The page frames that wait in each CPU's batch, oldest first."""
+        return {cpu: tuple(batch) for cpu, batch in self._batches.items() if batch}
+
     def held(self) -> int:
         """How many folios wait in batches."""
         return sum(map(len, self._batches.values()))

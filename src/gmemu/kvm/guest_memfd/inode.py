@@ -31,6 +31,7 @@ class GmemInode(Inode):
         self.attributes: RangeMap[int] = RangeMap()
         self.attributes.set(0, self.nr_pages, 0 if self.init_shared else KVM_MEMORY_ATTRIBUTE_PRIVATE)
         self.files: list[GmemFile] = []
+        host.gmem_inodes.add(self)
 
     @property
     def init_shared(self) -> bool:
