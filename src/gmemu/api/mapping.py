@@ -7,6 +7,7 @@ Every access goes through the page tables of the process behind the door, so a p
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,7 +17,7 @@ from ..syscalls.door import Door
 
 __all__ = ["Mapping"]
 
-Bytes = bytes | bytearray | memoryview
+Bytes = bytes | bytearray | memoryview | mmap.mmap
 
 
 class Mapping:
@@ -56,7 +57,7 @@ class Mapping:
             if len(value) != len(range(start, stop, step)):
                 raise IndexError("a slice of a mapping can't change its size")
             if step == 1:
-                self.door.store(self.address + start, value)
+                self.door.store(self.address + start, memoryview(value))
             else:
                 for i, byte in zip(range(start, stop, step), bytes(value), strict=True):
                     self[i] = byte

@@ -85,7 +85,9 @@ class PhysicalMemory:
         if not self.keys.covers(first, last, key or None):
             self.rekey(first, last - first, key)
         if end - address >= _BY_SYSCALL:
-            os.pwrite(self.fd, data, address)
+            view = memoryview(data)
+            while address < end:  # one call writes less than 2 GiB
+                address += os.pwrite(self.fd, view[len(view) - (end - address) :], address)
         else:
             self._bytes[address:end] = data
 

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from ..uapi.layout import Struct, char, u16, u32
 from .errors import LaunchError
 from .guid import guid_bytes, guid_text
-from .readfile import read_file
+from .readfile import Contents, read_file
 
 __all__ = [
     "FOUR_GIB",
@@ -139,7 +139,7 @@ class Firmware:
 
     __slots__ = ("data", "gpa", "has_sev_metadata", "hash_table_gpa", "name", "reset_eip", "sev_metadata", "size", "tables")
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: Contents, name: str) -> None:
         self.name, self.data, self.size = name, data, len(data)
         _check_size(name, self.size)
         self.gpa = FOUR_GIB - self.size
@@ -199,7 +199,7 @@ def _check_size(name: str, size: int) -> None:
         raise LaunchError(f"{name} has {size:#x} bytes, and at most {MAX_FIRMWARE_SIZE:#x} fit below 4 GiB")
 
 
-def _read_table(name: str, data: bytes) -> dict[str, TableEntry]:
+def _read_table(name: str, data: Contents) -> dict[str, TableEntry]:
     """Walk the GUIDed table from its footer backwards, as `pc_system_ovmf_table_find()` does."""
     footer_at = len(data) - BYTES_AFTER_TABLE - TableEntryHead.SIZE
     footer = TableEntryHead.unpack_from(data, footer_at)
@@ -228,7 +228,7 @@ def _read_table(name: str, data: bytes) -> dict[str, TableEntry]:
     return entries
 
 
-def _read_entry(name: str, data: bytes, start: int, end: int) -> TableEntry:
+def _read_entry(name: str, data: Contents, start: int, end: int) -> TableEntry:
     """The entry of the table from `start` that ends at `end`, both offsets in the image."""
     head_at = end - TableEntryHead.SIZE
     head = TableEntryHead.unpack_from(data, head_at)
@@ -240,7 +240,7 @@ def _read_entry(name: str, data: bytes, start: int, end: int) -> TableEntry:
     return TableEntry(guid_text(head.guid), end - head.size, data[end - head.size : head_at])
 
 
-def _read_metadata(name: str, data: bytes, offset: int) -> tuple[MetadataSection, ...]:
+def _read_metadata(name: str, data: Contents, offset: int) -> tuple[MetadataSection, ...]:
     """The sections of the SEV metadata that starts `offset` bytes before the end of the image."""
     where = f"{name}: the SEV metadata, {offset:#x} bytes before the end of the image,"
     start = len(data) - offset
@@ -262,7 +262,7 @@ def _read_metadata(name: str, data: bytes, offset: int) -> tuple[MetadataSection
     )
 
 
-def _read_section(name: str, data: bytes, at: int, index: int) -> MetadataSection:
+def _read_section(name: str, data: Contents, at: int, index: int) -> MetadataSection:
     """One section, checked by what KVM_SEV_SNP_LAUNCH_UPDATE and the firmware demand of its pages."""
     descriptor = MetadataDescriptor.unpack_from(data, at)
     gpa, size, number = descriptor.gpa, descriptor.size, descriptor.type

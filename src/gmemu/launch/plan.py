@@ -17,6 +17,7 @@ from .cpuid_page import cpuid_page
 from .errors import LaunchError
 from .kernel_hashes import hash_inputs, hashes_page
 from .ovmf import PAGE_SIZE, Firmware, MetadataSection, SectionType
+from .readfile import Contents
 from .vcpu_state import RESET_VECTOR, VcpuState, initial_state
 from .vmm import Vmm, vmm_named
 
@@ -47,7 +48,7 @@ class PlanStep(NamedTuple):
     gpa: int
     page_type: SnpPageType
     size: int
-    contents: bytes | None
+    contents: Contents | None
 
     @property
     def pages(self) -> int:

@@ -4,17 +4,24 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 from stat import S_ISREG
 
 from .errors import LaunchError
 
-__all__ = ["read_file", "sha256_file"]
+__all__ = ["Contents", "read_file", "sha256_file"]
+
+Contents = bytes | mmap.mmap
+"""A file's bytes: read, or for a large one mapped, which saves a copy."""
+
+MAPPED_FROM = 32 << 20
+"""Files of this size (bytes) and more are mapped."""
 
 _CHUNK = 1 << 20
 
 
-def read_file(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
+def read_file(path: str | os.PathLike[str], what: str, limit: int) -> Contents:
     """The contents of a regular file of at most `limit` bytes; `what` is its part in the launch, for messages."""
     try:
         with _open(path, what) as file:
@@ -23,6 +30,8 @@ def read_file(path: str | os.PathLike[str], what: str, limit: int) -> bytes:
                 raise LaunchError(
                     f"the {what} file {os.fspath(path)} has {size:#x} bytes, and at most {limit:#x} can be taken"
                 )
+            if size >= MAPPED_FROM:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return file.readall()
     except LaunchError:
         raise

@@ -3,13 +3,14 @@
 
 One lock, taken at the door, keeps Python threads that share a host from running kernel code at once, so the kernel's own
 locks need only remember who holds them.  That costs next to nothing and still catches a task that takes a lock twice.
-A lock can be found held by another task only when that one left the kernel holding it, which a vCPU does while its guest
-runs; then the taker waits for the door's lock to be free and looks again.
+A lock can be found held by another task only when that one gave the door up holding it, which a vCPU does while its guest
+runs, and a task that waits for a vCPU's lock.  Then the taker waits until somebody leaves the kernel, and looks again.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectRuntime"]
 
-_BOOT = Task("swapper")
-
 
 class _Mutex(Lock):
     __slots__ = ("_rt", "name", "owner")
@@ -33,7 +32,7 @@ class _Mutex(Lock):
 
     def __enter__(self) -> None:
         if self.owner is not None:
-            self._rt._wait(self, lambda: self.owner is None, self.owner)
+            self._rt._wait(self, lambda: self.owner)
         self.owner = self._rt.current
 
     def __exit__(self, *exc: object) -> None:
@@ -53,7 +52,7 @@ class _Shared(AbstractContextManager[None]):
     def __enter__(self) -> None:
         lock = self._lock
         if lock.writer is not None:
-            lock._rt._wait(lock, lambda: lock.writer is None, lock.writer)
+            lock._rt._wait(lock, lambda: lock.writer)
         lock.readers.append(lock._rt.current)
 
     def __exit__(self, *exc: object) -> None:
@@ -69,8 +68,7 @@ class _Exclusive(AbstractContextManager[None]):
     def __enter__(self) -> None:
         lock = self._lock
         if lock.writer is not None or lock.readers:
-            holder = lock.writer or lock.readers[0]
-            lock._rt._wait(lock, lambda: lock.writer is None and not lock.readers, holder)
+            lock._rt._wait(lock, lambda: lock.writer or (lock.readers[0] if lock.readers else None))
         lock.writer = lock._rt.current
 
     def __exit__(self, *exc: object) -> None:
@@ -118,7 +116,7 @@ class _Srcu(Srcu):
 
     def synchronize(self) -> None:
         if self.readers:
-            self._rt._wait(self, lambda: not self.readers, self.readers[0])
+            self._rt._wait(self, lambda: self.readers[0] if self.readers else None)
 
 
 class _Atomic(Atomic):
@@ -141,30 +139,42 @@ class _Atomic(Atomic):
 class _GuestMode(AbstractContextManager[None]):
     """Gives the door's lock up while the guest runs, however deep in the kernel the vCPU's thread took it."""
 
-    __slots__ = ("_previous", "_rt")
+    __slots__ = ("_outer", "_previous", "_rt")
 
     def __init__(self, rt: DirectRuntime) -> None:
         self._rt = rt
 
     def __enter__(self) -> None:
-        self._previous = self._rt.current
-        self._rt.current = _BOOT
-        self._rt._door.notify_all()
-        self._rt._door.release()
+        rt = self._rt
+        rt.task_work_run()
+        self._previous = rt.current
+        self._outer = rt._guests.get(rt.current)
+        rt._guests[rt.current] = threading.get_ident()
+        rt.current = rt._idle
+        rt._let_go()
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self._rt._door.acquire()
-        self._rt.current = self._previous
+        rt = self._rt
+        rt._door.acquire()
+        rt.current = self._previous
+        if self._outer is None:
+            del rt._guests[self._previous]
+        else:
+            rt._guests[self._previous] = self._outer
 
 
 class DirectRuntime(Runtime):
     """Run to completion.  Give a `Lockdep` to have the order of locks recorded."""
 
     def __init__(self, lockdep: Lockdep | None = None) -> None:
-        self.current = _BOOT
+        self._idle = self.current = Task("swapper")
         self.lockdep = lockdep
         self._door = threading.Condition(threading.RLock())
-        self._enter, self._leave = self._door.acquire, self._door.release
+        self._enter = self._door.acquire
+        self._guests: dict[Task, int] = {}
+        """task that runs its guest -> thread"""
+        self._waits: dict[Task, Task] = {}
+        """task that waits for a lock -> who holds it"""
 
     def mutex(self, name: str) -> Lock:
         lock = _Mutex(self, name)
@@ -179,7 +189,8 @@ class DirectRuntime(Runtime):
     rwlock = rwsem
 
     def srcu(self, name: str) -> Srcu:
-        return _Srcu(self, name)
+        srcu = _Srcu(self, name)
+        return self.lockdep.watch_srcu(self, srcu) if self.lockdep else srcu
 
     def atomic(self, name: str, value: int = 0) -> Atomic:
         return _Atomic(name, value)
@@ -188,6 +199,11 @@ class DirectRuntime(Runtime):
         pass
 
     writes = reads
+
+    def reads_each(self, what: tuple[object, ...], start: int, end: int) -> None:
+        pass
+
+    writes_each = reads_each
 
     def batch(self, count: int) -> int:
         return count
@@ -201,19 +217,39 @@ class DirectRuntime(Runtime):
         return previous
 
     def leave(self, previous: Task) -> None:
-        self.current = previous
-        self._leave()
+        try:
+            if self.current.work:
+                self.task_work_run()
+        finally:
+            self.current = previous
+            self._let_go()
 
     def guest_mode(self) -> AbstractContextManager[None]:
         return _GuestMode(self)
 
-    def _wait(self, what: Lock | RWLock | Srcu, free: object, holder: Task) -> None:
-        """Something is held.  By this task, or with nobody to release it: a deadlock.  Else wait and look again."""
+    def _let_go(self) -> None:
+        """Give the door up once, and let those who wait for a lock look again."""
+        if self._waits:
+            self._door.notify_all()
+        self._door.release()
+
+    def _wait(self, what: Lock | RWLock | Srcu, holder: Callable[[], Task | None]) -> None:
+        """Something is held by `holder()`.  If that task can't go on until this one does, it's a deadlock; else wait."""
         task = self.current
-        if holder is task or threading.active_count() == 1:
-            raise Deadlock(f"{task} waits for {what.name}, which {holder} holds and can't release")
-        assert callable(free)
-        while not free():
-            self.current = _BOOT
-            self._door.wait()
+        try:
+            while (held_by := holder()) is not None:
+                if not self._can_go_on(held_by, task):
+                    raise Deadlock(f"{task} waits for {what.name}, which {held_by} holds and can't release")
+                self._waits[task] = held_by
+                self.current = self._idle
+                self._door.wait()
+                self.current = task
+        finally:
             self.current = task
+            self._waits.pop(task, None)
+
+    def _can_go_on(self, holder: Task, task: Task) -> bool:
+        """Whether `holder` may yet release its lock: its guest runs in another thread, or it waits for one who can go on."""
+        while holder is not task and holder in self._waits:
+            holder = self._waits[holder]
+        return holder is not task and self._guests.get(holder, threading.get_ident()) != threading.get_ident()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from .runtime import Lock, RWLock
+from .runtime import Lock, RWLock, Srcu
 
 if TYPE_CHECKING:
     from .runtime import Runtime, Task
@@ -26,10 +26,17 @@ class Lockdep:
 
     def acquire(self, task: Task, name: str) -> None:
         """`task` takes lock `name`."""
-        held = self._held.setdefault(task, [])
-        for outer in held:
-            self.edges.setdefault((outer, name), task.name)
-        held.append(name)
+        self.wait(task, name)
+        self._held.setdefault(task, []).append(name)
+
+    def wait(self, task: Task, name: str) -> None:
+        """`task` waits for `name` and doesn't hold it afterwards (synchronize_srcu).
+
+        Two locks of one name may nest: kernel code that takes several vCPUs' mutexes does so in a fixed order.
+        """
+        for outer in self._held.get(task, ()):
+            if outer != name:
+                self.edges.setdefault((outer, name), task.name)
 
     def release(self, task: Task, name: str) -> None:
         """`task` releases lock `name`."""
@@ -72,14 +79,23 @@ class Lockdep:
         lock.exclusive = _Side(self, rt, lock.name, lock.exclusive)
         return lock
 
+    def watch_srcu(self, rt: Runtime, srcu: Srcu) -> Srcu:
+        """`srcu`, with its readers recorded as holders, and with who waits for them."""
+        return _WatchedSrcu(self, rt, srcu)
+
 
 class _Side(AbstractContextManager[None]):
     def __init__(self, lockdep: Lockdep, rt: Runtime, name: str, inner: AbstractContextManager[None]) -> None:
         self._lockdep, self._rt, self.name, self._inner = lockdep, rt, name, inner
 
     def __enter__(self) -> None:
-        self._lockdep.acquire(self._rt.current, self.name)
-        self._inner.__enter__()
+        task = self._rt.current
+        self._lockdep.acquire(task, self.name)
+        try:
+            self._inner.__enter__()
+        except BaseException:
+            self._lockdep.release(task, self.name)
+            raise
 
     def __exit__(self, *exc: object) -> None:
         self._inner.__exit__(None, None, None)
@@ -93,3 +109,13 @@ class _Watched(_Side, Lock):
 
     def assert_held(self) -> None:
         self._lock.assert_held()
+
+
+class _WatchedSrcu(Srcu):
+    def __init__(self, lockdep: Lockdep, rt: Runtime, srcu: Srcu) -> None:
+        self._lockdep, self._rt, self._srcu, self.name = lockdep, rt, srcu, srcu.name
+        self.read = _Side(lockdep, rt, srcu.name, srcu.read)
+
+    def synchronize(self) -> None:
+        self._lockdep.wait(self._rt.current, self.name)
+        self._srcu.synchronize()

@@ -9,6 +9,7 @@ every mark.  Whatever kernel code does through this interface is therefore a ste
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,11 +23,13 @@ class Deadlock(RuntimeError):
 class Task:
     """A thread of a process (struct task_struct), or a device.  `current` is one of these."""
 
-    __slots__ = ("cpu", "mm", "name", "pending_signals", "process")
+    __slots__ = ("cpu", "mm", "name", "pending_signals", "process", "work")
 
     def __init__(self, name: str, process: Any = None, mm: Any = None, cpu: int = 0) -> None:
         self.name, self.process, self.mm, self.cpu = name, process, mm, cpu
         self.pending_signals = 0
+        self.work: list[Callable[[], None]] = []
+        """task work: what is done when the task leaves the kernel, as it then holds no lock (see `Runtime.leave`)"""
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -124,6 +127,16 @@ class Runtime(ABC):
     def writes(self, what: object) -> None:
         """Mark a write of shared state."""
 
+    def reads_each(self, what: tuple[object, ...], start: int, end: int) -> None:
+        """`reads` of ``(*what, i)`` for each i in [start, end)."""
+        for i in range(start, end, max(self.batch(end - start), 1)):
+            self.reads((*what, i))
+
+    def writes_each(self, what: tuple[object, ...], start: int, end: int) -> None:
+        """`writes` of ``(*what, i)`` for each i in [start, end)."""
+        for i in range(start, end, max(self.batch(end - start), 1)):
+            self.writes((*what, i))
+
     @abstractmethod
     def batch(self, count: int) -> int:
         """How many of `count` like steps may be done as one: all where nothing can run between them, else 1."""
@@ -138,8 +151,14 @@ class Runtime(ABC):
 
     @abstractmethod
     def leave(self, previous: Task) -> None:
-        """The system call ends."""
+        """The system call ends, after the task's work (`task_work_run`)."""
 
     @abstractmethod
     def guest_mode(self) -> AbstractContextManager[None]:
-        """The vCPU runs its guest: other tasks may enter the kernel until the guest exits."""
+        """The vCPU runs its guest, after its task's work: other tasks may enter the kernel until the guest exits."""
+
+    def task_work_run(self) -> None:
+        """Do what the current task put off until it holds no lock."""
+        work = self.current.work
+        while work:
+            work.pop(0)()

@@ -15,7 +15,10 @@ inserted here too, and reads as nothing and writes as zero.
 from __future__ import annotations
 
 import struct
-from typing import Any, ClassVar, Self, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Self, dataclass_transform
+
+if TYPE_CHECKING:
+    from mmap import mmap
 
 __all__ = ["Field", "Struct", "char", "nested", "s8", "s16", "s32", "s64", "u8", "u16", "u32", "u64"]
 
@@ -152,11 +155,11 @@ class Struct:
         """Write the structure's bytes into `buffer` at `offset` (bytes)."""
         raise AssertionError("written by _compile()")  # pragma: no cover
 
-    def _load(self, buffer: bytes | bytearray | memoryview, offset: int = 0) -> None:
+    def _load(self, buffer: bytes | bytearray | memoryview | mmap, offset: int = 0) -> None:
         raise AssertionError("written by _compile()")  # pragma: no cover
 
     @classmethod
-    def unpack_from(cls, buffer: bytes | bytearray | memoryview, offset: int = 0) -> Self:
+    def unpack_from(cls, buffer: bytes | bytearray | memoryview | mmap, offset: int = 0) -> Self:
         """Read a structure from `buffer` at `offset` (bytes)."""
         self = cls.__new__(cls)
         self._load(buffer, offset)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A short guest for a launch that is finished, and the VMM's loop that serves it.
+
+The guest reads the firmware that it was launched with, takes a page of RAM into use as private memory, shares that page
+with the host to exchange a few words, and takes it back.  What each side did and saw is written down as it happens.
+The RAM isn't part of the launch: it is added at 4 GiB, where no firmware and none of its sections can be.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..rules import BusError, KernelError
+from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_MAP_GPA_RANGE_ENCRYPTED,
+    ExitReason,
+)
+from .errors import LaunchError
+from .ovmf import FOUR_GIB, PAGE_SIZE
+from .page_states import frame_of
+from .plan import MemoryRegion
+from .vcpu_state import RESET_VECTOR
+
+if TYPE_CHECKING:
+    from ..api.vcpu import Exit
+    from ..hw.guest_cpu import GuestCpu
+    from .snp import SnpLaunch
+
+__all__ = ["DOORBELL_PORT", "RAM", "DemoGuest", "Event"]
+
+RAM = MemoryRegion(FOUR_GIB, 2 << 20)
+"""The guest's RAM, in bytes."""
+
+DOORBELL_PORT = 0xE9
+"""Where the guest says which step it has come to."""
+
+SECRET = b"known to the guest only"
+GREETING = b"hello, host"
+ANSWER = b"hello, guest"
+_PRIVATE, _SHARED, _TAKEN_BACK = b"1", b"2", b"3"
+_FIRMWARE_BYTES = FOUR_GIB - RESET_VECTOR
+
+
+class Event(NamedTuple):
+    """Something that happened: `who` is "guest", "exit" (KVM_RUN came back), "vmm" or "host"."""
+
+    who: str
+    what: str
+    result: str
+
+
+class DemoGuest:
+    """The guest on vCPU 0 of `launch`, its RAM, and the VMM's side.  Use it in a ``with`` statement; `run` it once."""
+
+    def __init__(self, launch: SnpLaunch) -> None:
+        self.launch, self.vm, self.in_place = launch, launch.vm, launch.profile.in_place
+        self.memory = launch.kvm.host.memory
+        self.events: list[Event] = []
+        self.ended = False
+        flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.in_place else 0
+        self.gmem = self.vm.create_guest_memfd(RAM.size, flags)
+        self.buffer = self.gmem.mmap() if self.in_place else launch.kvm.anonymous(RAM.size)
+        self.slot = len(launch.memory)
+        self.vm.set_user_memory_region2(
+            self.slot, RAM.gpa, RAM.size, gmem=self.gmem, userspace_addr=self.buffer.address
+        )
+
+    def run(self) -> list[Event]:
+        """Run the guest until it halts, serving its exits.  Returns everything that happened, in order."""
+        vcpu = self.launch.vcpus[0]
+        exit_ = vcpu.run(self.guest)
+        while exit_.reason is not ExitReason.HLT:
+            self._serve(exit_)
+            exit_ = vcpu.run()
+        self._saw("exit", "KVM_EXIT_HLT", "the guest is done")
+        return self.events
+
+    def close(self) -> None:
+        """Take the RAM away."""
+        self.vm.delete_slot(self.slot)
+        self.buffer.close()
+        self.gmem.close()
+
+    def __enter__(self) -> DemoGuest:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # The guest
+
+    def guest(self, cpu: GuestCpu) -> None:
+        """What runs on the vCPU."""
+        page = RAM.gpa
+        code = cpu.load(RESET_VECTOR, _FIRMWARE_BYTES)
+        same = code == bytes(self.launch.plan.firmware.data[-_FIRMWARE_BYTES:])
+        self._saw("guest", f"reads its reset vector at {RESET_VECTOR:#x}", "as launched" if same else "NOT as launched")
+        cpu.accept(page, PAGE_SIZE)
+        cpu.store(page, SECRET)
+        self._saw("guest", f"validates the page at {page:#x}, writes", repr(SECRET.decode()))
+        cpu.port_out(DOORBELL_PORT, _PRIVATE)
+        self._saw("guest", "gives the page up (PVALIDATE), asks for it to be shared", "GHCB MSR, page-state change")
+        cpu.convert(page, PAGE_SIZE, private=False)
+        cpu.store(page, GREETING, shared=True)
+        self._saw("guest", "writes to the shared page", repr(GREETING.decode()))
+        cpu.port_out(DOORBELL_PORT, _SHARED)
+        answer = cpu.load(page, len(ANSWER), shared=True)
+        self._saw("guest", "reads the shared page", _shown(answer, ANSWER))
+        self._saw("guest", "asks for the page to be private again", "GHCB MSR, page-state change")
+        cpu.convert(page, PAGE_SIZE, private=True)
+        left = cpu.load(page, len(ANSWER))
+        self._saw("guest", "validates it and reads what is left there", _shown(left, ANSWER))
+        cpu.store(page, SECRET)
+        self._saw("guest", "writes to it and reads back", _shown(cpu.load(page, len(SECRET)), SECRET))
+        cpu.port_out(DOORBELL_PORT, _TAKEN_BACK)
+        self.ended = True
+
+    # The VMM
+
+    def _serve(self, exit_: Exit) -> None:
+        if exit_.reason is ExitReason.MEMORY_FAULT:
+            fault = exit_.memory_fault
+            wants = "private" if exit_.wants_private else "shared"
+            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {fault.gpa:#x}, {fault.size:#x} bytes, a {wants} access")
+            self._convert(fault.gpa, fault.size, private=exit_.wants_private)
+        elif exit_.reason is ExitReason.HYPERCALL and exit_.hypercall.nr == KVM_HC_MAP_GPA_RANGE:
+            gpa, npages, attributes, *_ = exit_.hypercall.args
+            private = bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)
+            wants = "private" if private else "shared"
+            self._saw("exit", "KVM_EXIT_HYPERCALL", f"MAP_GPA_RANGE, gpa {gpa:#x}, {npages} page, {wants}")
+            self._convert(gpa, npages * PAGE_SIZE, private=private)
+            exit_.answer_hypercall(0)
+        elif exit_.reason is ExitReason.IO and exit_.io.port == DOORBELL_PORT:
+            step = exit_.io_data()
+            self._saw("exit", "KVM_EXIT_IO", f"port {DOORBELL_PORT:#x}: step {step.decode()}")
+            (self._exchange if step == _SHARED else self._pry)()
+        else:
+            raise LaunchError(f"the guest came back with {exit_!r}, which nothing here expects")
+
+    def _convert(self, gpa: int, size: int, *, private: bool) -> None:
+        """As the profile's kernel has it: on the guest_memfd, where the page is; or on the VM, to the other pool."""
+        if self.in_place:
+            convert = self.gmem.make_private if private else self.gmem.make_shared
+            convert(gpa - RAM.gpa, size)
+            call = "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd"
+        else:
+            (self.vm.make_private if private else self.vm.make_shared)(gpa, size)
+            call = "KVM_SET_MEMORY_ATTRIBUTES on the VM"
+        self._saw("vmm", call, f"{'private' if private else 'shared'}, and runs the vCPU again")
+
+    # The host's software, which the guest doesn't trust
+
+    def _pry(self) -> None:
+        """The host tries to see what the guest wrote to its private page."""
+        self._look("reads the page through its mapping", SECRET)
+        pfn = frame_of(self.launch.platform.rmp, RAM.gpa)
+        if pfn is not None:
+            raw = self.memory.host_read(pfn * PAGE_SIZE, len(SECRET))
+            self._saw("host", "reads the page's memory past its mapping", _shown(raw, SECRET))
+
+    def _exchange(self) -> None:
+        """The host reads the guest's words, and answers."""
+        self._look("reads the shared page", GREETING)
+        self.buffer[: len(ANSWER)] = ANSWER
+        self._saw("host", "writes to the shared page", repr(ANSWER.decode()))
+
+    def _look(self, what: str, wanted: bytes) -> None:
+        try:
+            found = self.buffer[: len(wanted)]
+        except BusError as error:
+            self._saw("host", what, f"{error.rule.signal} ({error.rule.id}): {error.why}")
+        else:
+            self._saw("host", what, _shown(found, wanted))
+
+    def _saw(self, who: str, what: str, result: str) -> None:
+        self.events.append(Event(who, what, result))
+
+
+def _shown(found: bytes, wanted: bytes) -> str:
+    """Bytes for people: the words if they are what was written, else that they aren't."""
+    if found == wanted:
+        return repr(wanted.decode())
+    if not any(found):
+        return "zeroes: another page"
+    return f"{found[:8].hex(' ')} ...: noise (simulated ciphertext)"
