@@ -117,7 +117,8 @@ def test_a_reader_does_not_wait_for_a_reader_but_a_writer_does() -> None:
     def reader(name: str) -> None:
         with sem.shared:
             order.append(f"{name} in")
-        order.append(f"{name} out")
+            rt.resched()
+            order.append(f"{name} out")
 
     def writer() -> None:
         with sem.exclusive:
@@ -128,8 +129,8 @@ def test_a_reader_does_not_wait_for_a_reader_but_a_writer_does() -> None:
     rt.spawn("w", writer)
 
     def readers_first(able: list[tuple[int, Step]]) -> int:
-        inside = [i for i, (_, step) in enumerate(able) if step.kind != "release"]
-        return inside[0] if inside else 0
+        entering = [i for i, (_, step) in enumerate(able) if step.kind != "resched"]
+        return entering[0] if entering else 0
 
     rt.run(readers_first)
     assert order[:2] == ["r1 in", "r2 in"]
@@ -224,6 +225,7 @@ def test_populate_under_the_lock_deadlocks_with_a_host_fault_on_its_source() -> 
         rt, kvm = world(default)
         rt.run(at_random(seed))
         kvm.host.close()
+
     def search(design: Design) -> None:
         for seed in range(200):
             rt, kvm = world(design)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The explored runtime: tasks are greenlets, and every lock operation, atomic and mark is a point where another may run.
+"""The explored runtime: tasks are greenlets, and every lock taken, atomic and mark is a point where another may run.
 
-A step is announced before it happens: the task names what it's about to do (`Step`) and stops; a `Schedule` chooses among
+A step is announced before it happens: the task says what it's about to do (`Step`) and stops; a `Schedule` chooses among
 the tasks whose step can be taken now; the chosen one takes it and goes on to its next.  Everything between two steps is
-private to the task, so choosing at steps is enough to see every order of what tasks can observe of each other.
+private to the task, so choosing at steps is enough to see every order of what tasks can observe of each other.  Releasing a
+lock needs no choice: whoever waits for it can be chosen at the releaser's next step.  It's recorded all the same.
 
 Outside `run`, as in a scenario's set-up, steps are taken at once and nothing is recorded.
 """
@@ -14,26 +15,31 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from greenlet import getcurrent, greenlet
+
 from .runtime import Atomic, Deadlock, Lock, Runtime, RWLock, Srcu, Task
 
 if TYPE_CHECKING:
-    from greenlet import greenlet
-
     from .lockdep import Lockdep
 
-__all__ = ["ExploredRuntime", "NotDeterministic", "Schedule", "Step"]
+__all__ = ["ExploredRuntime", "NotDeterministic", "Schedule", "Step", "Taken"]
 
 
 class Step(NamedTuple):
-    """What a task is about to do: a kind (acquire, release, read, write, wait, begin), and to what."""
+    """What a task is about to do, and to what.
+
+    Kinds: begin, read, write, acquire, acquire-shared, resched; enter, sync and wait for SRCU.
+    """
 
     kind: str
     what: object
 
-    @property
-    def writes(self) -> bool:
-        """Whether the step may change what another task sees."""
-        return self.kind != "read"
+
+class Taken(NamedTuple):
+    """One line of a trace: which task did what.  Releases are in it although nobody chose them."""
+
+    task: int
+    step: Step
 
 
 Schedule = Callable[[list[tuple[int, Step]]], int]
@@ -48,65 +54,84 @@ class _Abandoned(BaseException):
     """Thrown into tasks that are still waiting when a run ends early."""
 
 
+def _first(able: list[tuple[int, Step]]) -> int:
+    return 0
+
+
 class _Thread:
-    """One task of the run: its greenlet, the step it waits to take, and what `current` is for it."""
+    """One task of the run: where it stopped, the step it waits to take, and what `current` is for it."""
+
+    __slots__ = ("body", "current", "name", "number", "ready", "step", "where")
 
     def __init__(self, number: int, name: str, body: Callable[[], object]) -> None:
         self.number, self.name, self.body = number, name, body
         self.step = Step("begin", name)
-        self.ready: Callable[[], bool] = _always
-        self.current: Task | None = None
-        self.where: greenlet | None = None
-        self.done = False
-
-
-def _always() -> bool:
-    return True
+        self.ready: Callable[[], bool] | None = None
+        self.current: Any = None
+        self.where: Any = None
 
 
 class _Mutex(Lock):
     def __init__(self, rt: ExploredRuntime, name: str) -> None:
         self._rt, self.name = rt, name
         self.owner: Task | None = None
+        self._acquire, self._release = Step("acquire", self), Step("release", self)
+
+    def _free(self) -> bool:
+        return self.owner is None
 
     def __enter__(self) -> None:
-        self._rt.step(Step("acquire", self), lambda: self.owner is None)
+        self._rt.step(self._acquire, self._free)
         self.owner = self._rt.current
 
     def __exit__(self, *exc: object) -> None:
-        self._rt.step(Step("release", self))
+        self._rt.record(self._release)
         self.owner = None
 
     def assert_held(self) -> None:
         if self.owner is not self._rt.current:
             raise AssertionError(f"{self.name} must be held by {self._rt.current}, but {self.owner} holds it")
 
+    def holders(self) -> list[Task]:
+        """Who holds it."""
+        return [self.owner] if self.owner else []
+
     def __repr__(self) -> str:
         return self.name
 
 
-class _Side(AbstractContextManager[None]):
-    """One mode of a reader-writer lock."""
+class _Shared(AbstractContextManager[None]):
+    def __init__(self, lock: _RWLock) -> None:
+        self._lock = lock
+        self._acquire, self._release = Step("acquire-shared", lock), Step("release", lock)
 
-    def __init__(self, lock: _RWLock, mode: str) -> None:
-        self._lock, self._mode = lock, mode
+    def _free(self) -> bool:
+        return self._lock.writer is None
 
     def __enter__(self) -> None:
-        lock = self._lock
-        if self._mode == "shared":
-            lock.rt.step(Step("acquire-shared", lock), lambda: lock.writer is None)
-            lock.readers.append(lock.rt.current)
-        else:
-            lock.rt.step(Step("acquire", lock), lambda: lock.writer is None and not lock.readers)
-            lock.writer = lock.rt.current
+        self._lock.rt.step(self._acquire, self._free)
+        self._lock.readers.append(self._lock.rt.current)
 
     def __exit__(self, *exc: object) -> None:
-        lock = self._lock
-        lock.rt.step(Step("release", lock))
-        if self._mode == "shared":
-            lock.readers.remove(lock.rt.current)
-        else:
-            lock.writer = None
+        self._lock.rt.record(self._release)
+        self._lock.readers.remove(self._lock.rt.current)
+
+
+class _Exclusive(AbstractContextManager[None]):
+    def __init__(self, lock: _RWLock) -> None:
+        self._lock = lock
+        self._acquire, self._release = Step("acquire", lock), Step("release", lock)
+
+    def _free(self) -> bool:
+        return self._lock.writer is None and not self._lock.readers
+
+    def __enter__(self) -> None:
+        self._lock.rt.step(self._acquire, self._free)
+        self._lock.writer = self._lock.rt.current
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.rt.record(self._release)
+        self._lock.writer = None
 
 
 class _RWLock(RWLock):
@@ -114,7 +139,7 @@ class _RWLock(RWLock):
         self.rt, self.name = rt, name
         self.writer: Task | None = None
         self.readers: list[Task] = []
-        self.shared, self.exclusive = _Side(self, "shared"), _Side(self, "exclusive")
+        self.shared, self.exclusive = _Shared(self), _Exclusive(self)
 
     def assert_held(self) -> None:
         if self.writer is not self.rt.current and self.rt.current not in self.readers:
@@ -124,6 +149,10 @@ class _RWLock(RWLock):
         if self.writer is not self.rt.current:
             raise AssertionError(f"{self.name} must be held for writing by {self.rt.current}")
 
+    def holders(self) -> list[Task]:
+        """Who holds it, in either mode."""
+        return [self.writer] if self.writer else list(self.readers)
+
     def __repr__(self) -> str:
         return self.name
 
@@ -132,13 +161,19 @@ class _Srcu(Srcu):
     """Readers never wait; `synchronize` waits for those that were inside when it began, not for later ones."""
 
     def __init__(self, rt: ExploredRuntime, name: str) -> None:
-        self._rt, self.name = rt, name
-        self.readers: list[object] = []
+        self.rt, self.name = rt, name
+        self.inside: list[tuple[Task, object]] = []
         self.read = _SrcuRead(self)
 
     def synchronize(self) -> None:
-        before = list(self.readers)
-        self._rt.step(Step("wait", self), lambda: not any(reader in self.readers for reader in before))
+        self.rt.step(Step("sync", self))
+        before = list(self.inside)
+        if before:
+            self.rt.step(Step("wait", self), lambda: not any(reader in self.inside for reader in before))
+
+    def holders(self) -> list[Task]:
+        """Who is inside."""
+        return [task for task, _ in self.inside]
 
     def __repr__(self) -> str:
         return self.name
@@ -147,32 +182,33 @@ class _Srcu(Srcu):
 class _SrcuRead(AbstractContextManager[None]):
     def __init__(self, srcu: _Srcu) -> None:
         self._srcu = srcu
-        self._tokens: dict[Task, list[object]] = {}
 
     def __enter__(self) -> None:
-        token = object()
-        self._tokens.setdefault(self._srcu._rt.current, []).append(token)
-        self._srcu.readers.append(token)
+        self._srcu.rt.step(Step("enter", self._srcu))
+        self._srcu.inside.append((self._srcu.rt.current, object()))
 
     def __exit__(self, *exc: object) -> None:
-        self._srcu._rt.step(Step("release", self._srcu))
-        self._srcu.readers.remove(self._tokens[self._srcu._rt.current].pop())
+        srcu = self._srcu
+        srcu.rt.record(Step("release", srcu))
+        mine = [entry for entry in srcu.inside if entry[0] is srcu.rt.current]
+        srcu.inside.remove(mine[-1])
 
 
 class _Atomic(Atomic):
     def __init__(self, rt: ExploredRuntime, name: str, value: int) -> None:
         self._rt, self.name, self.value = rt, name, value
+        self._read, self._write = Step("read", self), Step("write", self)
 
     def read(self) -> int:
-        self._rt.step(Step("read", self))
+        self._rt.step(self._read)
         return self.value
 
     def set(self, value: int) -> None:
-        self._rt.step(Step("write", self))
+        self._rt.step(self._write)
         self.value = value
 
     def add(self, delta: int) -> int:
-        self._rt.step(Step("write", self))
+        self._rt.step(self._write)
         self.value += delta
         return self.value
 
@@ -183,17 +219,21 @@ class _Atomic(Atomic):
 class ExploredRuntime(Runtime):
     """One world's time.  Build the world with it, `spawn` tasks, then `run` them under a schedule.
 
-    Give a `Lockdep` to have the order of locks recorded.
+    Give a `Lockdep` to have the order of locks recorded.  `trace` holds the steps of the last run, `waiting` what the
+    tasks that never ended were about to do.
     """
 
     def __init__(self, lockdep: Lockdep | None = None) -> None:
         self.current = Task("set-up")
         self.lockdep = lockdep
-        self.trace: list[tuple[int, Step]] = []
-        """The steps taken by the last run: task number and step."""
+        self.trace: list[Taken] = []
+        self.waiting: list[tuple[int, Step]] = []
         self._threads: list[_Thread] = []
-        self._running: _Thread | None = None
+        self._left: list[_Thread] = []
+        self._running: Any = None
         self._hub: Any = None
+        self._schedule: Schedule = _first
+        self._stopped: BaseException | None = None
 
     # What kernel code sees
 
@@ -227,18 +267,17 @@ class ExploredRuntime(Runtime):
         return count if self._running is None else 1
 
     def resched(self) -> None:
-        self.step(Step("resched", None))
+        if self._running is not None:
+            self.step(Step("resched", None))
 
     def enter(self, task: Task) -> Task:
         previous, self.current = self.current, task
         return previous
 
     def leave(self, previous: Task) -> None:
-        self.task_work_run()
         self.current = previous
 
     def guest_mode(self) -> AbstractContextManager[None]:
-        self.task_work_run()
         return nullcontext()
 
     # What an exploration does
@@ -248,73 +287,90 @@ class ExploredRuntime(Runtime):
         self._threads.append(_Thread(len(self._threads), name, body))
         return len(self._threads) - 1
 
-    def run(self, schedule: Schedule) -> list[tuple[int, Step]]:
+    @property
+    def names(self) -> list[str]:
+        """The spawned tasks' names, by number."""
+        return [thread.name for thread in self._threads]
+
+    def run(self, schedule: Schedule) -> list[Taken]:
         """Run the spawned tasks to their ends in the order that `schedule` chooses.  Returns the steps taken.
 
-        Raises what a task raises, or `Deadlock` when none of those left can go on.
+        Raises what a task or the schedule raises, or `Deadlock` when none of those left can go on.
         """
-        from greenlet import getcurrent, greenlet
-
-        self.trace, self._hub = [], getcurrent()
-        for thread in self._threads:
-            thread.where, thread.current = greenlet(thread.body), self.current
-        outside = self.current
+        self.trace, self.waiting, self._hub, self._schedule = [], [], getcurrent(), schedule
+        outside, self._left, self._stopped = self.current, list(self._threads), None
+        for thread in self._left:
+            thread.where, thread.current = greenlet(thread.body), outside
         try:
-            while any(not thread.done for thread in self._threads):
-                able = [t for t in self._threads if not t.done and t.ready()]
-                if not able:
-                    raise Deadlock(self._deadlock())
-                chosen = able[schedule([(t.number, t.step) for t in able])]
-                self.trace.append((chosen.number, chosen.step))
-                self._resume(chosen)
+            while self._left:
+                chosen = self._pick()
+                if chosen is not None:
+                    self._running, self.current = chosen, chosen.current
+                    chosen.where.switch()
+                if self._stopped is not None:
+                    raise self._stopped
+                self._left.remove(self._running)  # whoever ran last came back by ending
             return self.trace
         finally:
-            self._abandon()
-            self._running, self.current, self._threads = None, outside, []
+            self._running = None
+            self.waiting = [(t.number, t.step) for t in self._left]
+            self._abandon(self._left)
+            self.current, self._threads = outside, []
 
-    def step(self, step: Step, ready: Callable[[], bool] = _always) -> None:
-        """Announce `step` and stop until it's chosen; it's chosen only when `ready`."""
+    def step(self, step: Step, ready: Callable[[], bool] | None = None) -> None:
+        """Announce `step` and stop until it's chosen; it's chosen only when `ready`.
+
+        The choice is made here, in the task that stops: if it falls on itself it just goes on.
+        """
         thread = self._running
         if thread is None:
-            if not ready():
+            if ready is not None and not ready():
                 raise Deadlock(f"{self.current} waits for {step.what!r}, and nothing else runs that could release it")
             return
-        from greenlet import getcurrent
+        thread.step, thread.ready = step, ready
+        chosen = self._pick()
+        if chosen is thread:
+            return
+        thread.where, thread.current = getcurrent(), self.current
+        if chosen is None:
+            self._running = None
+            self._hub.switch()
+        else:
+            self._running, self.current = chosen, chosen.current
+            chosen.where.switch()
 
-        thread.step, thread.ready, thread.current, thread.where = step, ready, self.current, getcurrent()
-        self._running = None
-        self._hub.switch()
+    def _pick(self) -> _Thread | None:
+        """Let the schedule choose, and note the step.  None: the run can't go on, `_stopped` says why."""
+        able = [t for t in self._left if t.ready is None or t.ready()]
+        try:
+            if not able:
+                raise Deadlock(self._deadlock(self._left))
+            chosen = able[self._schedule([(t.number, t.step) for t in able])]
+        except BaseException as stopped:
+            self._stopped = stopped
+            return None
+        self.trace.append(Taken(chosen.number, chosen.step))
+        return chosen
 
-    def _resume(self, thread: _Thread) -> None:
-        assert thread.where is not None
-        assert thread.current is not None
-        self._running, self.current = thread, thread.current
-        top = thread.where
-        if not top:
-            top.parent = self._hub
-        top.switch()
-        if self._running is thread:  # came back by ending, not by a step
-            thread.done, self._running = True, None
+    def record(self, step: Step) -> None:
+        """A step that needs no choice: it's in the trace, and that's all."""
+        if self._running is not None:
+            self.trace.append(Taken(self._running.number, step))
 
-    def _deadlock(self) -> str:
+    def _deadlock(self, left: list[_Thread]) -> str:
         waiting = []
-        for thread in self._threads:
-            if not thread.done:
-                lock = thread.step.what
-                holders = getattr(lock, "owner", None) or getattr(lock, "writer", None) or getattr(lock, "readers", None)
-                waiting.append(f"{thread.name} waits to {thread.step.kind} {lock!r}, held by {holders!r}")
+        for thread in left:
+            holders: Any = getattr(thread.step.what, "holders", list)()
+            held = ", ".join(task.name for task in holders) or "nobody"
+            waiting.append(f"{thread.name} waits to {thread.step.kind} {thread.step.what!r}, held by {held}")
         return "deadlock: " + "; ".join(waiting)
 
-    def _abandon(self) -> None:
+    def _abandon(self, left: list[_Thread]) -> None:
         """Unwind tasks that never got to their end; their clean-up takes no steps."""
-        self._running = None
-        for thread in self._threads:
-            where = thread.where
-            if where is not None and where and not where.dead:
-                from greenlet import getcurrent
-
-                where.parent = getcurrent()
+        for thread in left:
+            if thread.where and not thread.where.dead:
+                thread.where.parent = getcurrent()
                 try:
-                    where.throw(_Abandoned)
+                    thread.where.throw(_Abandoned)
                 except (_Abandoned, Exception):
                     continue
