@@ -103,7 +103,7 @@ class _Mutex(Lock):
 class _Shared(AbstractContextManager[None]):
     def __init__(self, lock: _RWLock) -> None:
         self._lock = lock
-        self._acquire, self._release = Step("acquire-shared", lock), Step("release", lock)
+        self._acquire, self._release = Step("acquire-shared", lock), Step("release-shared", lock)
 
     def _free(self) -> bool:
         return self._lock.writer is None
@@ -275,9 +275,11 @@ class ExploredRuntime(Runtime):
         return previous
 
     def leave(self, previous: Task) -> None:
+        self.task_work_run()
         self.current = previous
 
     def guest_mode(self) -> AbstractContextManager[None]:
+        self.task_work_run()
         return nullcontext()
 
     # What an exploration does
