@@ -76,7 +76,7 @@ def random_body(rng: random.Random, name: str, length: int) -> Body:
     return run
 
 
-@pytest.mark.parametrize("seed", [*range(60), 1188, 1300])
+@pytest.mark.parametrize("seed", [*range(60), 1188, 1300, 1522])
 def test_reduced_and_unreduced_reach_the_same_ends(seed: int) -> None:
     rng = random.Random(seed)
     tasks = rng.choice([2, 2, 3])

@@ -113,7 +113,7 @@ def _advance(
                 if event.step.kind in _AFTER.get(step.kind, ()):
                     releases.append(event)
             elif step.kind != "wait" and event.position > clock[event.task] and dependent(event.step, step):
-                found.append(Race(event.position, task, _initials(event, task, before, events)))
+                found.append(Race(event.position, task, _initials(event, task, step, before, events)))
                 _join(clock, event.clock)
         for event in releases:
             _join(clock, event.clock)
@@ -127,8 +127,8 @@ def _join(clock: list[int], other: list[int]) -> None:
             clock[i] = value
 
 
-def _initials(first: _Event, task: int, before: list[int], events: list[_Event]) -> frozenset[int]:
-    """Source sets: of what came after `first` without depending on it, and then `task`: who can begin that?"""
+def _initials(first: _Event, task: int, step: Step, before: list[int], events: list[_Event]) -> frozenset[int]:
+    """Source sets: of what came after `first` without depending on it, and then `step` of `task`: who can begin that?"""
     later = [
         e for e in events[first.position + 1 :] if e.clock[first.task] < first.position and e.step.kind not in _RELEASES
     ]
@@ -141,6 +141,6 @@ def _initials(first: _Event, task: int, before: list[int], events: list[_Event])
                 e.position < event.position and event.clock[e.task] >= e.position for e in later if e.task != event.task
             ):
                 begins.add(event.task)
-    if task not in seen and not any(before[e.task] >= e.position for e in later):
+    if task not in seen and not any(before[e.task] >= e.position or dependent(e.step, step) for e in later):
         begins.add(task)
     return frozenset(begins or {task})
