@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Taken
 from .dependence import dependent, races
 
-__all__ = ["Outcome", "Result", "World", "explore", "replay"]
+__all__ = ["Livelock", "Outcome", "Result", "World", "explore", "replay"]
 
 
 class World(Protocol):
@@ -59,6 +59,10 @@ class Result(NamedTuple):
     trace: tuple[Taken, ...] = ()
 
 
+class Livelock(RuntimeError):
+    """Tasks keep running, each gets its turn, and none comes to an end."""
+
+
 class _Pruned(Exception):
     """Everything that could be done from here was done from elsewhere."""
 
@@ -77,24 +81,33 @@ class _Node:
 class _Search:
     """The path being extended, and what is left to try along it."""
 
-    def __init__(self, reduce: bool) -> None:
-        self.reduce = reduce
+    def __init__(self, reduce: bool, max_depth: int) -> None:
+        self.reduce, self.max_depth = reduce, max_depth
         self.path: list[_Node] = []
         self.depth = 0
         self.steps = 0
         self.positions: list[int] = []
+        self.yielded = -1
         self.runtime: ExploredRuntime
 
     def begin(self, runtime: ExploredRuntime) -> None:
         """Another run, along the path to its end and then by default."""
-        self.runtime, self.depth, self.positions = runtime, 0, []
+        self.runtime, self.depth, self.positions, self.yielded = runtime, 0, [], -1
 
     def choose(self, able: list[tuple[int, Step]]) -> int:
-        """The schedule: what the path says; beyond it, the task that ran last if it can, unless that was tried."""
+        """The schedule: what the path says; beyond it, the task that ran last if it can, unless that was tried.
+
+        Schedules are fair: a task that yielded (cond_resched) waits until another has taken a step, if one can.  So a loop
+        that waits for somebody else ends, and one that goes on for ever nevertheless is a livelock.
+        """
         depth, self.depth = self.depth, self.depth + 1
+        if depth >= self.max_depth:
+            raise Livelock(f"no task came to an end within {depth} steps")
         self.steps += 1
         self.positions.append(len(self.runtime.trace))
         enabled = dict(able)
+        if len(enabled) > 1:
+            enabled.pop(self.yielded, None)
         if depth < len(self.path):
             node = self.path[depth]
             if enabled.keys() != node.enabled.keys():
@@ -106,6 +119,7 @@ class _Search:
         else:
             node = self._extend(enabled)
             self.path.append(node)
+        self.yielded = node.chosen if enabled[node.chosen].kind == "resched" else -1
         return next(i for i, (task, _) in enumerate(able) if task == node.chosen)
 
     def _extend(self, enabled: dict[int, Step]) -> _Node:
@@ -158,6 +172,7 @@ def explore(
     reduce: bool = True,
     max_schedules: int | None = None,
     max_seconds: float | None = None,
+    max_depth: int = 5000,
     stop_at_violation: bool = True,
 ) -> Result:
     """Run the program that `build` sets up in every order that matters.
@@ -165,7 +180,7 @@ def explore(
     A violation is an exception out of a task or of `World.check`, a `Deadlock` among them.  With `stop_at_violation` off
     all of them are passed over, and what they were is in `states`.
     """
-    search, states, schedules, start = _Search(reduce), set[object](), 0, time.monotonic()
+    search, states, schedules, start = _Search(reduce, max_depth), set[object](), 0, time.monotonic()
 
     def result(outcome: Outcome, error: BaseException | None = None) -> Result:
         seconds = time.monotonic() - start

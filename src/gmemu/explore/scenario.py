@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Scenarios: small programs on an emulated host, with what must hold whatever the order.
+
+A scenario reads like a litmus test: a set-up, two to four tasks, a condition; and the variants that break it, each with the
+kind of violation that it must give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from ..api import Kvm
+from ..check import check_host
+from ..kvm.design import Design
+from ..kvm.host import Host
+from ..profiles import get
+from ..rules import BusError, KernelError
+from ..sync import Lockdep
+from ..sync.explored import ExploredRuntime
+from ..syscalls.emulated import EmulatedDoor
+from .variants import apply
+
+__all__ = ["PAGE", "Scenario"]
+
+PAGE = 4096
+
+
+class Scenario:
+    """One world of a scenario; a new one is built for each execution.  Subclasses give the class attributes, `set_up`, and
+    `holds`; tasks are added with `task`."""
+
+    number: ClassVar[int]
+    name: ClassVar[str]
+    question: ClassVar[str]
+    """What is asked, in a sentence."""
+    source: ClassVar[str]
+    broken_by: ClassVar[dict[str, str]] = {}
+    """variant -> the class of the violation that must be found with it"""
+    profile: ClassVar[str] = "inplace-v13"
+
+    def __init__(self, variants: tuple[str, ...] = ()) -> None:
+        self.lockdep = Lockdep()
+        self.runtime = ExploredRuntime(self.lockdep)
+        design = apply(Design.of(get(self.profile)), variants)
+        self.host = Host(self.profile, memory=1 << 24, runtime=self.runtime, design=design)
+        self.kvm = Kvm.open_on(self.host)
+        self.seen: dict[str, object] = {}
+        self.set_up()
+
+    def set_up(self) -> None:
+        """Make the VM, its memory and what else there is; `task` adds the tasks."""
+        raise NotImplementedError
+
+    def holds(self) -> None:
+        """After every task ended: assert what must be so.  `seen` has each task's result by name."""
+
+    def task(self, name: str, body: Callable[[], object], *, of: EmulatedDoor | None = None) -> None:
+        """A task whose result (or errno rule, or SIGBUS) is kept in `seen`."""
+
+        def run() -> None:
+            try:
+                self.seen[name] = body()
+            except KernelError as error:
+                self.seen[name] = error.rule.id
+            except BusError as fault:
+                self.seen[name] = fault.rule.id
+
+        self.runtime.spawn(name, run)
+
+    def check(self) -> None:
+        """The scenario's own condition, and every invariant of the host."""
+        check_host(self.host)
+        self.holds()
+
+    def state(self) -> object:
+        """Each task's result."""
+        return tuple(sorted((name, repr(value)) for name, value in self.seen.items()))
+
+    def close(self) -> None:
+        """The world is over."""
+        self.host.close()
