@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -213,6 +214,9 @@ class DirectRuntime(Runtime):
 
     def enter(self, task: Task) -> Task:
         self._enter()
+        thread = get_ident()
+        if task.thread != thread:
+            task = task.of_thread(thread)
         previous, self.current = self.current, task
         return previous
 

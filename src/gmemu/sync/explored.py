@@ -271,6 +271,8 @@ class ExploredRuntime(Runtime):
             self.step(Step("resched", None))
 
     def enter(self, task: Task) -> Task:
+        if self._running is not None:
+            task = task.of_thread(self._running.name)
         previous, self.current = self.current, task
         return previous
 

@@ -27,6 +27,10 @@ class Lockdep:
     def acquire(self, task: Task, name: str) -> None:
         """`task` takes lock `name`."""
         self.wait(task, name)
+        self.hold(task, name)
+
+    def hold(self, task: Task, name: str) -> None:
+        """`task` holds `name`, for which it never had to wait (srcu_read_lock)."""
         self._held.setdefault(task, []).append(name)
 
     def wait(self, task: Task, name: str) -> None:
@@ -111,10 +115,16 @@ class _Watched(_Side, Lock):
         self._lock.assert_held()
 
 
+class _SrcuRead(_Side):
+    def __enter__(self) -> None:
+        self._lockdep.hold(self._rt.current, self.name)
+        self._inner.__enter__()
+
+
 class _WatchedSrcu(Srcu):
     def __init__(self, lockdep: Lockdep, rt: Runtime, srcu: Srcu) -> None:
         self._lockdep, self._rt, self._srcu, self.name = lockdep, rt, srcu, srcu.name
-        self.read = _Side(lockdep, rt, srcu.name, srcu.read)
+        self.read = _SrcuRead(lockdep, rt, srcu.name, srcu.read)
 
     def synchronize(self) -> None:
         self._lockdep.wait(self._rt.current, self.name)

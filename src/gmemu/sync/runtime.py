@@ -21,15 +21,33 @@ class Deadlock(RuntimeError):
 
 
 class Task:
-    """A thread of a process (struct task_struct), or a device.  `current` is one of these."""
+    """A thread of a process (struct task_struct), or a device.  `current` is one of these.
 
-    __slots__ = ("cpu", "mm", "name", "pending_signals", "process", "work")
+    `thread` tells which thread of control enters the kernel as this task.  Another that comes by the same door is a
+    thread of the process too, with a task of its own.
+    """
+
+    __slots__ = ("_siblings", "cpu", "mm", "name", "pending_signals", "process", "thread", "work")
 
     def __init__(self, name: str, process: Any = None, mm: Any = None, cpu: int = 0) -> None:
         self.name, self.process, self.mm, self.cpu = name, process, mm, cpu
         self.pending_signals = 0
         self.work: list[Callable[[], None]] = []
         """task work: what is done when the task leaves the kernel, as it then holds no lock (see `Runtime.leave`)"""
+        self.thread: object = None
+        self._siblings: dict[object, Task] = {}
+
+    def of_thread(self, thread: object) -> Task:
+        """The task as which `thread` enters: this one for the first that comes, a sibling for each other."""
+        if self.thread is None:
+            self.thread = thread
+        if self.thread == thread:
+            return self
+        task = self._siblings.get(thread)
+        if task is None:
+            task = self._siblings[thread] = Task(f"{self.name}+{thread}", self.process, self.mm, self.cpu)
+            task.thread = thread
+        return task
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`gmemu explore`, `gmemu replay` and `gmemu variants`."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ..explore import Outcome as Verdict
+from ..explore import Result
+from ..explore import explore as search
+from ..explore import replay as run_again
+from ..explore.token import Token
+from ..explore.variants import VARIANTS
+from ..report.explore import trace_text, verdicts_text, violation_text
+from ..report.table import paragraph, table
+from ..scenarios import CATALOGUE
+from ..sync.explored import NotDeterministic
+from .outcome import ExitCode, Outcome, UsageError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable
+
+    from ..explore.scenario import Scenario
+    from ..report.style import Style
+
+__all__ = ["explore", "replay", "variants"]
+
+
+def explore(args: Namespace) -> Outcome:
+    """`gmemu explore`: each scenario by default, or with variants; every variant of each with --all-variants."""
+    chosen = [_scenario(name) for name in args.scenario] or list(CATALOGUE.values())
+    asked = tuple(_variant(name) for name in args.variant)
+    runs = []
+    for scenario in chosen:
+        sets = [(v,) for v in scenario.broken_by] if args.all_variants else [asked]
+        for chosen_variants in sets:
+            result = search(partial(scenario, chosen_variants), max_seconds=args.seconds)
+            runs.append(_Run(scenario, chosen_variants, result))
+    return Outcome([run.data() for run in runs], lambda style: _explored(runs, style), _code(runs))
+
+
+class _Run:
+    """One search, and whether it came out as the catalogue says."""
+
+    def __init__(self, scenario: type[Scenario], variants: tuple[str, ...], result: Result) -> None:
+        self.scenario, self.variants, self.result = scenario, variants, result
+        self.token = str(Token(scenario.name, variants, result.choices)) if result.kind else ""
+
+    @property
+    def as_stated(self) -> bool:
+        """Variants that must break it did, as they must; nothing else did."""
+        kinds = {self.scenario.broken_by[v] for v in self.variants if v in self.scenario.broken_by}
+        return self.result.kind in kinds if kinds else self.result.outcome is not Verdict.VIOLATED
+
+    def data(self) -> dict[str, Any]:
+        """For --json."""
+        r = self.result
+        return {
+            "scenario": self.scenario.name,
+            "variants": list(self.variants),
+            "verdict": r.outcome.value,
+            "kind": r.kind or None,
+            "detail": r.detail or None,
+            "schedules": r.schedules,
+            "steps": r.steps,
+            "seconds": round(r.seconds, 3),
+            "token": self.token or None,
+            "as_stated": self.as_stated,
+            "simulated": True,
+        }
+
+    def row(self) -> tuple[str, ...]:
+        """For the table."""
+        r = self.result
+        verdict = r.outcome.value if self.as_stated else f"{r.outcome.value} (not as stated)"
+        return (
+            self.scenario.name,
+            ", ".join(self.variants) or "-",
+            verdict,
+            f"{r.schedules:,}",
+            f"{r.seconds:.2f} s",
+            r.kind or self.scenario.question,
+        )
+
+
+def _code(runs: list[_Run]) -> ExitCode:
+    if any(not run.as_stated for run in runs):
+        return ExitCode.MISMATCH
+    return ExitCode.INCOMPLETE if any(run.result.outcome is Verdict.INCOMPLETE for run in runs) else ExitCode.PASS
+
+
+def _explored(runs: list[_Run], style: Style) -> str:
+    text = verdicts_text([run.row() for run in runs], style)
+    for run in runs:
+        if run.token:
+            text += "\n" + violation_text(run.result.detail, run.token, style)
+    return text
+
+
+def replay(args: Namespace) -> Outcome:
+    """`gmemu replay TOKEN`: the run again, step by step."""
+    try:
+        token = Token.parse(args.token)
+    except ValueError as malformed:
+        raise UsageError(str(malformed)) from malformed
+    build = partial(_scenario(token.scenario), tuple(_variant(v) for v in token.variants))
+    names = build().runtime.names
+    try:
+        trace, error = run_again(build, token.choices)
+    except NotDeterministic as other:
+        raise UsageError(f"the token doesn't fit this version of gmemu: {other}") from other
+    data = {
+        "scenario": token.scenario,
+        "variants": list(token.variants),
+        "kind": type(error).__name__ if error else None,
+        "detail": str(error) if error else None,
+        "trace": [{"task": names[t.task], "kind": t.step.kind, "what": str(t.step.what)} for t in trace],
+        "simulated": True,
+    }
+
+    def text(style: Style) -> str:
+        end = f"{type(error).__name__}: {error}" if error else "nothing was violated"
+        return trace_text(trace, names) + "\n" + paragraph(end, style)
+
+    return Outcome(data, text, ExitCode.MISMATCH if error else ExitCode.PASS)
+
+
+def variants(args: Namespace) -> Outcome:
+    """`gmemu variants`: what can be decided otherwise, where that was discussed, and what it breaks."""
+    rows = []
+    for variant in VARIANTS.values():
+        breaks = [name for name, scenario in CATALOGUE.items() if variant.name in scenario.broken_by]
+        rows.append({**variant._asdict(), "breaks": breaks})
+        del rows[-1]["change"]
+    lines = [(str(r["name"]), ", ".join(r["breaks"]) or "-", f"{r['text']} ({r['source']})") for r in rows]
+    return Outcome(rows, lambda style: table(lines, ("variant", "breaks", "what it is"), style=style))
+
+
+def _scenario(name: str) -> type[Scenario]:
+    if name not in CATALOGUE:
+        raise UsageError(_unknown("scenario", name, CATALOGUE))
+    return CATALOGUE[name]
+
+
+def _variant(name: str) -> str:
+    if name not in VARIANTS:
+        raise UsageError(_unknown("variant", name, VARIANTS))
+    return name
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = get_close_matches(name, known, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"there is no {what} {name!r}; there are {', '.join(known)}{hint}"

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`gmemu launch`: launch on an emulated host, and run a short guest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..api.kvm import Kvm
+from ..launch.demo_guest import RAM, DemoGuest
+from ..launch.find import find_firmware
+from ..launch.ovmf import Firmware
+from ..launch.page_states import page_runs
+from ..launch.snp import SnpLaunch
+from ..launch.synth import make_firmware
+from ..report.launch import Snapshot, SnpReport
+from ..report.progress import Progress
+from .guest import open_log, plan_data, plan_from, profile_named
+from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from ..launch.plan import MemoryRegion
+
+__all__ = ["snp"]
+
+
+def snp(args: Namespace) -> Outcome:
+    """`gmemu launch snp`."""
+    profile = profile_named(args.profile)
+    firmware, origin = _firmware(args.firmware, args.seed)
+    plan = plan_from(args, firmware)
+    with Kvm.open(profile, seed=args.seed) as kvm:
+        with open_log(args.log, plan) as log, Progress("launching") as progress:
+            launch = SnpLaunch(kvm, plan, flow=args.flow, policy=args.policy, log=log, progress=progress)
+            launch.run()
+        with launch:
+            launched = _snapshot(launch, plan.memory_regions())
+            with DemoGuest(launch) as demo:
+                events = demo.run()
+                after = _snapshot(launch, [*plan.memory_regions(), RAM])
+    report = SnpReport(plan, profile, launch.flow, origin, launch.calls, launch.measurement.hex(), launched, events, after)
+    return Outcome(report.data(plan_data(plan, profile)) if args.json else {}, report.text)
+
+
+def _firmware(path: str | None, seed: int) -> tuple[Firmware, str]:
+    """The image to launch, and where it comes from."""
+    if path is not None:
+        return Firmware.load(path), "given"
+    found = find_firmware()
+    if found is not None:
+        return Firmware.load(found), "found"
+    return Firmware.from_bytes(make_firmware(seed=seed), "a synthetic image"), "synthetic"
+
+
+def _snapshot(launch: SnpLaunch, regions: list[MemoryRegion]) -> Snapshot:
+    return Snapshot(launch.pages_by_state(), page_runs(launch.kvm.host, regions))

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands and their options.  Nothing is imported here that only one command needs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from . import conform
+from .arguments import add_profile, command, cpu, finish, number, u64
+
+if TYPE_CHECKING:
+    from .arguments import Commands
+
+__all__ = ["build_parser"]
+
+_ABOUT = "KVM's guest_memfd in user space: an executable host with in-place conversion and SEV-SNP launch."
+
+_EPILOG = """\
+examples:
+  gmemu launch snp                         launch an SNP guest in place, and run a short guest in it
+  gmemu measure snp --firmware OVMF.fd --vcpus 4 --vcpu-type EPYC-v4
+  gmemu measure diff a.jsonl b.jsonl       the first page at which two launches part
+  gmemu rules gmem.attributes              every check behind one ioctl
+  gmemu profiles diff linux-7.3 inplace-v13
+
+Everything is simulated: no digest or state comes from hardware.
+exit codes: 0 pass, 1 violated or mismatch, 2 usage or bad input, 3 a bug in gmemu, 4 skipped, 130 interrupted
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line.  The namespace has `handler`: module and function, as "measure:snp"."""
+    parser = command(None, "gmemu", _ABOUT, epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=_version())
+    parser.set_defaults(handler="", json=False, output=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    _add_launch(commands)
+    _add_measure(commands)
+    _add_profiles(commands)
+    _add_rules(commands)
+    conform.add_parser(commands)
+    _add_explore(commands)
+    doctor = command(commands, "doctor", "what this machine offers: /dev/kvm, userfaultfd, OVMF, optional packages")
+    finish(doctor, "doctor:doctor")
+    return parser
+
+
+def _add_launch(commands: Commands) -> None:
+    launch = command(commands, "launch", "launch a confidential guest on an emulated host, and run a short guest in it")
+    platforms = launch.add_subparsers(title="platforms", metavar="PLATFORM", dest="platform", required=True)
+    snp = command(
+        platforms,
+        "snp",
+        "launch an SEV-SNP guest page by page, then run a guest that converts a page both ways",
+        epilog="Without --firmware the distribution's OVMF is used, or else a small image that gmemu makes itself.",
+    )
+    _add_guest(snp, vcpu_type="EPYC-v4", firmware_required=False)
+    snp.add_argument(
+        "--flow",
+        choices=("in-place", "copy"),
+        help="write the contents into the guest_memfd itself, or have them copied from another address "
+        "(default: in-place if the profile has that)",
+    )
+    snp.add_argument("--policy", metavar="X", type=u64, default=0x30000, help="guest policy (default: 0x30000)")
+    snp.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
+    finish(snp, "launch:snp")
+
+
+def _add_measure(commands: Commands) -> None:
+    measure = command(commands, "measure", "compute a launch measurement; compare two launches page by page")
+    actions = measure.add_subparsers(title="what to do", metavar="ACTION", dest="action", required=True)
+    snp = command(
+        actions,
+        "snp",
+        "the launch digest that SEV-SNP firmware would report: 96 hex digits",
+        epilog="The digest comes from a launch on an emulated host.  It is simulated: no hardware has vouched for it.",
+    )
+    _add_guest(snp, vcpu_type=None, firmware_required=True)
+    finish(snp, "measure:snp")
+    diff = command(actions, "diff", "the first page at which two page logs part, and why; exits with 1 if there is one")
+    diff.add_argument("a", metavar="A.jsonl", help="a log that --log wrote")
+    diff.add_argument("b", metavar="B.jsonl", help="another")
+    finish(diff, "measure:diff")
+
+
+def _add_guest(parser: argparse.ArgumentParser, *, vcpu_type: str | None, firmware_required: bool) -> None:
+    """The options that say what is launched."""
+    parser.add_argument("--firmware", metavar="F", required=firmware_required, help="OVMF image")
+    parser.add_argument("--vcpus", metavar="N", type=number, default=1, help="how many vCPUs (default: 1)")
+    default = f" (default: {vcpu_type})" if vcpu_type else ""
+    parser.add_argument(
+        "--vcpu-type",
+        metavar="T",
+        type=cpu,
+        default=vcpu_type,
+        help=f"QEMU's name of the CPU, such as EPYC-v4, or its CPUID signature, such as 0x800f12{default}",
+    )
+    parser.add_argument(
+        "--guest-features", metavar="X", type=number, default=1, help="SEV_FEATURES, bit 0 included (default: 0x1)"
+    )
+    parser.add_argument("--kernel", metavar="K", help="kernel whose hash the firmware is to check")
+    parser.add_argument("--initrd", metavar="I", help="its initrd")
+    parser.add_argument("--append", metavar="S", help="its command line")
+    parser.add_argument("--vmm", metavar="V", default="qemu", help="who launches: qemu, ec2 or gce (default: qemu)")
+    parser.add_argument("--log", metavar="L.jsonl", help="write what was measured, page by page, as JSON Lines")
+    add_profile(parser, "the kernel to emulate (default: inplace-v13)")
+
+
+def _add_profiles(commands: Commands) -> None:
+    profiles = command(commands, "profiles", "the kernels that can be emulated; with diff: what differs between two")
+    finish(profiles, "profiles:show")
+    actions = profiles.add_subparsers(title="what to do", metavar="ACTION", dest="action")
+    diff = command(actions, "diff", "what differs between two profiles: behaviour, flags, capabilities, rules")
+    diff.add_argument("a", metavar="A", help="a profile")
+    diff.add_argument("b", metavar="B", help="another")
+    finish(diff, "profiles:diff")
+
+
+def _add_rules(commands: Commands) -> None:
+    rules = command(commands, "rules", "every check that a call can fail, with its errno and where it stands")
+    rules.add_argument(
+        "id", metavar="ID", nargs="?", help="one rule, which is explained; or the start of some, such as gmem"
+    )
+    add_profile(rules, "only the rules of this kernel")
+    finish(rules, "rules:rules")
+
+
+def _version() -> str:
+    from .. import __version__
+
+    return f"gmemu {__version__}"
+
+
+def _add_explore(commands: Commands) -> None:
+    explore = command(commands, "explore", "run scenarios in every order that matters: exhausted, or violated and how")
+    explore.add_argument("scenario", metavar="NAME", nargs="*", help="which of the catalogue (default: all)")
+    explore.add_argument("--variant", metavar="V", action="append", default=[], help="decide this otherwise; may be repeated")
+    explore.add_argument("--all-variants", action="store_true", help="each scenario with each variant that must break it")
+    explore.add_argument("--seconds", metavar="N", type=float, default=60.0, help="bound for each search (default: 60)")
+    finish(explore, "explore:explore")
+    replay = command(commands, "replay", "run a schedule again from its token, and print it step by step")
+    replay.add_argument("token", metavar="TOKEN", help="as gmemu explore prints it")
+    finish(replay, "explore:replay")
+    finish(command(commands, "variants", "design decisions that can be made otherwise, and what they break"), "explore:variants")

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`gmemu explore`, `replay` and `variants`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gmemu.cli.main import main
+
+
+def test_a_scenario_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "pin", "--json"]) == 0
+    [run] = json.loads(capsys.readouterr().out)
+    assert (run["verdict"], run["kind"], run["token"], run["simulated"]) == ("exhausted", None, None, True)
+
+
+def test_a_variant_that_breaks_it_as_stated_and_its_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "pin", "--variant", "check-before-unmap", "--json"]) == 0
+    [run] = json.loads(capsys.readouterr().out)
+    assert (run["verdict"], run["kind"], run["as_stated"]) == ("violated", "AssertionError", True)
+    assert main(["replay", run["token"]]) == 1
+    text = capsys.readouterr().out
+    assert "acquire gmem:invalidate_lock" in text
+    assert "the page is private, and pinned as shared" in " ".join(text.split())
+
+
+def test_all_variants_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "fault-in-flight", "--all-variants"]) == 0
+    assert "violated" in capsys.readouterr().out
+
+
+def test_a_bound_makes_it_incomplete(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "populate-abba", "--seconds", "0", "--json"]) == 10
+    [run] = json.loads(capsys.readouterr().out)
+    assert run["verdict"] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["explore", "pim"], "did you mean pin"),
+        (["explore", "pin", "--variant", "no-lru-drian"], "did you mean no-lru-drain"),
+        (["replay", "nonsense"], "is no replay token"),
+        (["replay", "pin:9"], "doesn't fit"),
+    ],
+)
+def test_bad_input_is_one_sentence(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_variants_say_what_they_break(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["variants", "--json"]) == 0
+    listed = {v["name"]: v for v in json.loads(capsys.readouterr().out)}
+    assert "populate-abba" in listed["populate-gup-under-lock"]["breaks"]
