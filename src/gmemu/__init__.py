@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import ConversionRefused, Exit, GuestMemfd, Kvm, Mapping, Vcpu, Vm
-    from .hw.cpu import VmmCommunication
+    from .hw.cpu import VirtualizationException, VmmCommunication
     from .hw.guest_cpu import GuestCpu
     from .invariants import InvariantViolation
     from .kvm.host import Host
@@ -42,6 +42,7 @@ _HOMES = {
     "Rule": "rules",
     "SegmentationFault": "rules",
     "Vcpu": "api",
+    "VirtualizationException": "hw.cpu",
     "Vm": "api",
     "VmType": "uapi.kvm",
     "VmmCommunication": "hw.cpu",
@@ -66,6 +67,7 @@ __all__ = [
     "Rule",
     "SegmentationFault",
     "Vcpu",
+    "VirtualizationException",
     "Vm",
     "VmType",
     "VmmCommunication",

@@ -67,7 +67,7 @@ def test_json_may_stand_before_a_subcommand_that_has_it_too(gmemu: Gmemu) -> Non
     [
         (("frobnicate",), "invalid choice: 'frobnicate'"),
         (("launch",), "arguments are required: PLATFORM"),
-        (("launch", "tdx"), "invalid choice: 'tdx'"),
+        (("launch", "vax"), "invalid choice: 'vax'"),
         (("measure", "snp"), "arguments are required: --firmware"),
         (("measure", "diff", "only-one"), "arguments are required: B.jsonl"),
         (("doctor", "--frob"), "unrecognized arguments: --frob"),

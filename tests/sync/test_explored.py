@@ -169,7 +169,7 @@ def _kvm_world() -> tuple[ExploredRuntime, Kvm, list[object]]:
 
 def test_conversion_against_a_host_fault_never_leaves_a_private_page_mapped() -> None:
     outcomes = set()
-    for seed in range(150):
+    for seed in range(1000):
         rt, kvm, log = _kvm_world()
         vm = kvm.create_vm(VmType.SW_PROTECTED)
         gmem = vm.create_guest_memfd(2 * PAGE, 3)

@@ -31,7 +31,6 @@ class GuestMemfd(Descriptor):
     def __init__(self, door: Door, fd: int, size: int) -> None:
         super().__init__(door, fd)
         self.size = size
-        self._attributes = bytearray(kvm_memory_attributes2.SIZE)
 
     def mmap(
         self,
@@ -48,8 +47,7 @@ class GuestMemfd(Descriptor):
 
     def set_memory_attributes(self, offset: int, size: int, attributes: int) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES2.  Raises `ConversionRefused` with `error_offset` for EAGAIN and ENOMEM."""
-        buffer = self._attributes
-        kvm_memory_attributes2(offset=offset, size=size, attributes=attributes).pack_into(buffer)
+        buffer = bytearray(kvm_memory_attributes2(offset=offset, size=size, attributes=attributes).pack())
         try:
             self._ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES2, buffer)
         except KernelError as error:

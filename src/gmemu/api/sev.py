@@ -67,9 +67,7 @@ class Snp:
 
     def init2(self, vmsa_features: int = 0, ghcb_version: int = 0, flags: int = 0) -> None:
         """KVM_SEV_INIT2, before the first vCPU."""
-        self.command(
-            SevCmd.INIT2, kvm_sev_init(vmsa_features=vmsa_features, flags=flags, ghcb_version=ghcb_version)
-        )
+        self.command(SevCmd.INIT2, kvm_sev_init(vmsa_features=vmsa_features, flags=flags, ghcb_version=ghcb_version))
 
     def launch_start(self, policy: int = DEFAULT_POLICY, gosvw: bytes = bytes(16), flags: int = 0) -> None:
         """KVM_SEV_SNP_LAUNCH_START."""
@@ -79,9 +77,7 @@ class Snp:
         self, gpa: int, length: int, page_type: SnpPageType | int, source: int = 0, flags: int = 0
     ) -> kvm_sev_snp_launch_update:
         """KVM_SEV_SNP_LAUNCH_UPDATE, one call: the structure with what is left to do."""
-        data = kvm_sev_snp_launch_update(
-            gfn_start=gpa >> 12, uaddr=source, len=length, type=int(page_type), flags=flags
-        )
+        data = kvm_sev_snp_launch_update(gfn_start=gpa >> 12, uaddr=source, len=length, type=int(page_type), flags=flags)
         return kvm_sev_snp_launch_update.unpack_from(self.command(SevCmd.SNP_LAUNCH_UPDATE, data))
 
     def launch_update(self, gpa: int, length: int, page_type: SnpPageType | int, source: int = 0) -> int:

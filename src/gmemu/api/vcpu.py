@@ -155,6 +155,14 @@ class Vcpu(Descriptor):
     def immediate_exit(self, value: bool) -> None:
         self.kvm_run[kvm_run.OFFSETS["immediate_exit"]] = int(value)
 
+    def tdx_init(self, rcx: int = 0, *, x2apic: bool = True, flags: int = 0) -> None:
+        """KVM_TDX_INIT_VCPU; with `x2apic` KVM_SET_CPUID2 comes first, with the least that TDX asks for."""
+        from .tdx import init_vcpu, set_x2apic
+
+        if x2apic:
+            set_x2apic(self)
+        init_vcpu(self.door, self, rcx, flags)
+
     def pre_fault(self, gpa: int, size: int, flags: int = 0) -> int:
         """KVM_PRE_FAULT_MEMORY: how many of the `size` bytes from `gpa` are left to do."""
         buffer = bytearray(kvm_pre_fault_memory(gpa=gpa, size=size, flags=flags).pack())

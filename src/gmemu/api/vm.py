@@ -31,6 +31,7 @@ from .vcpu import Vcpu
 if TYPE_CHECKING:
     from ..syscalls.door import Door
     from .sev import Snp
+    from .tdx import Tdx
 
 __all__ = ["Vm"]
 
@@ -42,6 +43,7 @@ class Vm(Descriptor):
         super().__init__(door, fd)
         self.vm_type, self._vcpu_mmap_size = vm_type, vcpu_mmap_size
         self._snp: Snp | None = None
+        self._tdx: Tdx | None = None
 
     def check_extension(self, cap: Cap | int) -> int:
         """KVM_CHECK_EXTENSION: 0 if the VM hasn't it."""
@@ -124,8 +126,19 @@ class Vm(Descriptor):
             self._snp = Snp(self)
         return self._snp
 
+    @property
+    def tdx(self) -> Tdx:
+        """The KVM_TDX_* commands of a TDX VM and its vCPUs."""
+        if self._tdx is None:
+            from .tdx import Tdx
+
+            self._tdx = Tdx(self)
+        return self._tdx
+
     def close(self) -> None:
         """Close the descriptor, and what its SNP commands needed."""
         if self._snp is not None:
             self._snp.close()
+        if self._tdx is not None:
+            self._tdx.close()
         super().close()

@@ -65,6 +65,18 @@ def _add_launch(commands: Commands) -> None:
     snp.add_argument("--policy", metavar="X", type=u64, default=0x30000, help="guest policy (default: 0x30000)")
     snp.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
     finish(snp, "launch:snp")
+    tdx = command(
+        platforms,
+        "tdx",
+        "launch a TD section by section, then run a guest that converts a page both ways",
+        epilog="Without --firmware an OVMF of this machine with TDX metadata is used, or else one that gmemu makes itself.",
+    )
+    _add_td(tdx, firmware_required=False)
+    tdx.add_argument(
+        "--flow", choices=("in-place", "copy"), help="as for snp (default: in-place if the profile has that)"
+    )
+    tdx.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
+    finish(tdx, "tdx:launch")
 
 
 def _add_measure(commands: Commands) -> None:
@@ -78,6 +90,19 @@ def _add_measure(commands: Commands) -> None:
     )
     _add_guest(snp, vcpu_type=None, firmware_required=True)
     finish(snp, "measure:snp")
+    tdx = command(
+        actions,
+        "tdx",
+        "MRTD as the TDX module would report it: 96 hex digits",
+        epilog="It comes from a launch on an emulated host, and is simulated: no hardware has vouched for it.",
+    )
+    _add_td(tdx, firmware_required=True)
+    tdx.add_argument(
+        "--two-pass",
+        action="store_true",
+        help="all pages of a section are added before any is extended, as some VMMs do it (KVM's don't)",
+    )
+    finish(tdx, "tdx:measure")
     diff = command(actions, "diff", "the first page at which two page logs part, and why; exits with 1 if there is one")
     diff.add_argument("a", metavar="A.jsonl", help="a log that --log wrote")
     diff.add_argument("b", metavar="B.jsonl", help="another")
@@ -104,6 +129,13 @@ def _add_guest(parser: argparse.ArgumentParser, *, vcpu_type: str | None, firmwa
     parser.add_argument("--append", metavar="S", help="its command line")
     parser.add_argument("--vmm", metavar="V", default="qemu", help="who launches: qemu, ec2 or gce (default: qemu)")
     parser.add_argument("--log", metavar="L.jsonl", help="write what was measured, page by page, as JSON Lines")
+    add_profile(parser, "the kernel to emulate (default: inplace-v13)")
+
+
+def _add_td(parser: argparse.ArgumentParser, *, firmware_required: bool) -> None:
+    """The options that say what is launched as a TD."""
+    parser.add_argument("--firmware", metavar="F", required=firmware_required, help="OVMF image with TDX metadata")
+    parser.add_argument("--vcpus", metavar="N", type=number, default=1, help="how many vCPUs (default: 1)")
     add_profile(parser, "the kernel to emulate (default: inplace-v13)")
 
 

@@ -19,10 +19,13 @@ from .tlb import Tlb, Translation
 if TYPE_CHECKING:
     from greenlet import greenlet
 
+    from .guest_cpu import GuestCpu
+
 __all__ = [
     "Access",
     "Cpu",
     "Exit",
+    "ExternalInterrupt",
     "GhcbMsr",
     "Guest",
     "GuestMemory",
@@ -32,10 +35,13 @@ __all__ = [
     "PortIo",
     "RmpFault",
     "Shutdown",
+    "TdVmcall",
     "UndefinedOpcode",
+    "VirtualizationException",
     "Vmgexit",
     "Vmmcall",
     "VmmCommunication",
+    "VpEnterFailed",
 ]
 
 Guest = Callable[[Any], object]
@@ -52,11 +58,15 @@ class Access(NamedTuple):
 
 
 class NestedPageFault(NamedTuple):
-    """#NPF: `error_code` has PFERR_* bits."""
+    """#NPF, or an EPT violation: `error_code` has PFERR_* bits; `qualification` is Intel's extended exit qualification.
+
+    PFERR_GUEST_ENC_MASK tells a private access: with SNP's C-bit, without TDX's shared bit (`gpa` comes without it).
+    """
 
     gpa: int
     error_code: int
     access: Access
+    qualification: int = 0
 
 
 class Vmmcall(NamedTuple):
@@ -97,7 +107,27 @@ class Shutdown(NamedTuple):
     """Triple fault."""
 
 
-Exit = NestedPageFault | Vmmcall | GhcbMsr | Vmgexit | PortIo | Hlt | Shutdown
+class ExternalInterrupt(NamedTuple):
+    """The host wanted its processor back for a moment."""
+
+
+class TdVmcall(NamedTuple):
+    """TDG.VP.VMCALL of a TD: sub-function (R11) and up to four arguments (R12 to R15)."""
+
+    leaf: int
+    args: tuple[int, ...]
+
+
+class VpEnterFailed(NamedTuple):
+    """TDH.VP.ENTER came back with a status; the guest didn't run, and `completion` is still to be given to it."""
+
+    status: int
+    completion: object
+
+
+Exit = (
+    NestedPageFault | Vmmcall | GhcbMsr | Vmgexit | PortIo | Hlt | Shutdown | ExternalInterrupt | TdVmcall | VpEnterFailed
+)
 
 
 class VmmCommunication(Exception):
@@ -105,6 +135,14 @@ class VmmCommunication(Exception):
 
     def __init__(self, gpa: int, why: str) -> None:
         super().__init__(f"#VC at gpa {gpa:#x}: {why}")
+        self.gpa, self.why = gpa, why
+
+
+class VirtualizationException(Exception):
+    """#VE in a TD: it touched memory at `gpa` that it hasn't accepted.  Linux guests take it for fatal."""
+
+    def __init__(self, gpa: int, why: str) -> None:
+        super().__init__(f"#VE at gpa {gpa:#x}: {why}")
         self.gpa, self.why = gpa, why
 
 
@@ -185,8 +223,8 @@ class Cpu:
         def body() -> Exit:
             try:
                 guest(interface)
-            except VmmCommunication as vc:
-                return self._fatal_vc(vc)
+            except (VmmCommunication, VirtualizationException) as exception:
+                return self.fatal_exit(exception)
             return Hlt()
 
         self._guest = greenlet(body)
@@ -200,21 +238,33 @@ class Cpu:
         assert guest is not None
         guest.parent = getcurrent()
         self.task = self.rt.current
-        with self.rt.guest_mode():
-            exit_: Exit = guest.switch(completion) if guest else guest.switch()
-        if guest.dead:
-            self._guest = None
-        return exit_
+        try:
+            with self.rt.guest_mode():
+                exit_: Exit = guest.switch(completion) if guest else guest.switch()
+            return exit_
+        finally:
+            if guest.dead:
+                self._guest = None
 
     def leave(self, exit_: Exit) -> Any:
         """In the guest: leave guest mode with `exit_`; returns KVM's completion."""
         assert self._guest is not None
         return self._guest.parent.switch(exit_)
 
-    def _fatal_vc(self, vc: VmmCommunication) -> Exit:
+    def fatal_exit(self, exception: VmmCommunication | VirtualizationException) -> Exit:
         """What Linux does with a #VC that it can't handle: ask for termination, general reason set, reason 0."""
-        self.fatal = vc
+        self.fatal = exception
         return GhcbMsr(0x100)
+
+    def interface(self) -> GuestCpu:
+        """What a scripted guest is given to work with."""
+        from .guest_cpu import GuestCpu
+
+        return GuestCpu(self)
+
+    def tdcall(self, leaf: int, *args: int) -> int:
+        """TDCALL: only a TD has it."""
+        raise UndefinedOpcode("TDCALL")
 
     # Memory, as the guest's instructions reach it
 
@@ -259,18 +309,23 @@ class Cpu:
 
     def _try_access(self, access: Access, gfn: int, offset: int, encrypted: bool) -> bytes:
         """Translate, check the owner, touch the bytes.  Raises `RmpFault` or `VmmCommunication`."""
-        pfn = self.translate(gfn, access.write, encrypted)
-        self.protection.check(pfn, gfn, access.write, encrypted)
+        mark = self.rt.writes if access.write else self.rt.reads
+        while True:
+            pfn = self.translate(gfn, access.write, encrypted)
+            self.protection.check(pfn, gfn, access.write, encrypted)
+            mark(("memory", pfn))
+            hit = self.tlb.entries.get(gfn)
+            if hit is not None and hit.pfn == pfn:
+                break  # else it was flushed meanwhile, which waits for an access that is under way: look again
         address, key = (pfn << PAGE_SHIFT) + offset, self.protection.key(encrypted)
         if access.write:
-            self.rt.writes(("memory", pfn))
             self.memory.write(address, access.data, key)
             return b""
-        self.rt.reads(("memory", pfn))
         return self.memory.read(address, len(access.data), key)
 
     def translate(self, gfn: int, write: bool, encrypted: bool) -> int:
         """The page frame at `gfn`, by the TLB or a nested walk.  Raises `RmpFault` without RMP bits when there is none."""
+        self.rt.reads(("tlb", self.tlb))
         hit = self.tlb.entries.get(gfn)
         if hit is None or (write and not hit.writable):
             hit = self.walk(gfn)

@@ -7,10 +7,13 @@ Guest-physical addresses are bytes.  An access of an SNP guest is private (with 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Never
 
 from ..uapi.ghcb import (
     GHCB_MSR_PSC_RESP,
+    SEV_TERM_SET_LINUX,
     SVM_VMGEXIT_PSC,
+    LinuxTermReason,
     PscOp,
     ghcb_msr_info,
     ghcb_msr_psc_req,
@@ -90,11 +93,11 @@ class GuestCpu:
         return result
 
     def page_state_change_msr(self, gpa: int, *, private: bool) -> int:
-        """Page-state change of one 4 KiB page by the MSR protocol: 0, or the upper half of the answer."""
+        """Page-state change of one 4 KiB page by the MSR protocol: 0, or the upper half of the answer (all ones if it isn't
+        an answer to that)."""
         op = PscOp.PRIVATE if private else PscOp.SHARED
         answer = self.ghcb_msr(ghcb_msr_psc_req(gpa >> PAGE_SHIFT, op))
-        assert ghcb_msr_info(answer) == GHCB_MSR_PSC_RESP
-        return ghcb_msr_psc_resp_error(answer)
+        return ghcb_msr_psc_resp_error(answer) if ghcb_msr_info(answer) == GHCB_MSR_PSC_RESP else 0xFFFFFFFF
 
     def page_state_change(self, entries: Sequence[psc_entry], *, first: int = 0) -> int:
         """Page-state change by VMGEXIT 0x80000010, from entry `first` of `entries`: SW_EXITINFO2 (0: all done)."""
@@ -109,23 +112,31 @@ class GuestCpu:
         return result
 
     def accept(self, gpa: int, size: int) -> None:
-        """What a Linux guest does to private memory before it uses it: PVALIDATE page by page."""
-        for page in range(gpa, gpa + size, PAGE_SIZE):
-            self.pvalidate(page)
+        """What a Linux guest does to private memory before it uses it: PVALIDATE page by page.
+
+        An answer other than 0 ends the guest, also "nothing changed": the page was validated before, so the hypervisor may
+        have put another in its place.
+        """
+        self._validate(gpa, size, True)
 
     def convert(self, gpa: int, size: int, *, private: bool) -> None:
         """Change `size` bytes at `gpa` as a Linux SNP guest does: to shared, give validation up, then ask; to private, ask,
         then validate.  An answer other than 0 ends the guest."""
-        pages = range(gpa, gpa + size, PAGE_SIZE)
         if not private:
-            for page in pages:
-                self.pvalidate(page, validate=False)
-        for page in pages:
+            self._validate(gpa, size, False)
+        for page in range(gpa, gpa + size, PAGE_SIZE):
             if self.page_state_change_msr(page, private=private):
-                self.terminate()
+                self.terminate(SEV_TERM_SET_LINUX, LinuxTermReason.PSC)
         if private:
-            self.accept(gpa, size)
+            self._validate(gpa, size, True)
 
-    def terminate(self, reason_set: int = 0, reason: int = 0) -> None:
-        """Ask the hypervisor to end the guest (GHCB MSR 0x100)."""
+    def _validate(self, gpa: int, size: int, validate: bool) -> None:
+        for page in range(gpa, gpa + size, PAGE_SIZE):
+            if self.pvalidate(page, validate=validate):
+                self.terminate(SEV_TERM_SET_LINUX, LinuxTermReason.PVALIDATE)
+
+    def terminate(self, reason_set: int = 0, reason: int = 0) -> Never:
+        """Ask the hypervisor to end the guest (GHCB MSR 0x100), and halt for ever should it be run again."""
         self.ghcb_msr(ghcb_msr_term_req(reason_set, reason))
+        while True:
+            self.halt()

@@ -50,6 +50,8 @@ class PhysicalMemory:
         """pfn -> key the page's bytes were written with (absent: key 0)."""
         self.guards: list[Callable[[int, int, bool], None]] = []
         """Asked before the host touches pages (pfn, count, write); raise `HostAccessFault` to refuse."""
+        self.watchers: list[Callable[[int, int], None]] = []
+        """Told of each store by the host's software: physical address, length (bytes)."""
 
     def close(self) -> None:
         """Give the memory back."""
@@ -101,6 +103,8 @@ class PhysicalMemory:
         """A store by the host's own software.  Raises `HostAccessFault`."""
         for guard in self.guards:
             guard(address >> PAGE_SHIFT, (address + len(data) - 1 >> PAGE_SHIFT) - (address >> PAGE_SHIFT) + 1, True)
+        for watcher in self.watchers:
+            watcher(address, len(data))
         self.write(address, data)
 
     def copy(self, destination: int, source: int, count: int) -> None:

@@ -9,6 +9,7 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..rangemap import RangeMap
 from ..rules import kvm as rules
 from ..uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes
+from .guest_memfd.invalidate import Filter
 
 if TYPE_CHECKING:
     from .vm import Vm
@@ -40,6 +41,7 @@ class VmAttributes:
         return bool((self.array[gfn] or 0) & KVM_MEMORY_ATTRIBUTE_PRIVATE)
 
     def private_run(self, gfn: int, count: int) -> int:
+        self._vm.rt.reads(("attribute", self, gfn))
         _, end, value = self.array.run(gfn)
         return min(end - gfn, count) if (value or 0) & KVM_MEMORY_ATTRIBUTE_PRIVATE else 0
 
@@ -55,10 +57,13 @@ class GmemAttributes:
 
     def private_run(self, gfn: int, count: int) -> int:
         slot = self._vm.find_slot(gfn)
-        if slot is None or not slot.has_gmem or slot.gmem_file is None:
+        if slot is None or not slot.has_gmem:
             return 0
-        index = slot.gmem_index(gfn)
-        inode = slot.gmem_file.gmem_inode
+        self._vm.rt.reads(("slot-file", slot))
+        file = slot.gmem_file
+        if file is None or not file.count:
+            return 0
+        inode, index = file.gmem_inode, slot.gmem_index(gfn)
         self._vm.rt.reads(("attribute", inode, index))
         _, end, value = inode.attributes.run(index)
         return min(end - index, slot.end_gfn - gfn, count) if value == KVM_MEMORY_ATTRIBUTE_PRIVATE else 0
@@ -82,11 +87,16 @@ def vm_ioctl_set_mem_attributes(vm: Vm, attrs: kvm_memory_attributes) -> None:
 
 
 def _vm_set_mem_attributes(vm: Vm, attributes: VmAttributes, start: int, end: int, value: int) -> None:
-    """kvm_vm_set_mem_attributes(): zap what is mapped, store, and let faults in again; frames [start, end)."""
+    """kvm_vm_set_mem_attributes(): zap what is mapped, store, and let faults in again; frames [start, end).
+
+    Raises ENOMEM, before anything changed; clearing needs no memory.
+    """
     array = attributes.array
     with vm.slots_lock:
         if array.covers(start, end, value or None):
             return
+        if value:
+            vm.host.allocate("vm-attributes")
         ranges = [(max(s.base_gfn, start), min(s.end_gfn, end)) for m in vm.memslots for s in m.overlapping(start, end)]
         if ranges:
             with vm.mmu_lock.exclusive:
@@ -94,10 +104,10 @@ def _vm_set_mem_attributes(vm: Vm, attributes: VmAttributes, start: int, end: in
                 flush = False
                 for s, e in ranges:
                     vm.mmu.invalidate_range_add(s, e)
-                    flush |= vm.mmu.unmap_range(s, e)
+                    flush |= vm.arch.unmap_range(s, e, Filter.SHARED if value else Filter.PRIVATE)
                 if flush:
                     vm.flush_remote_tlbs()
-        vm.rt.writes(("attribute", attributes, start))
+        vm.rt.writes_each(("attribute", attributes), start, end)
         array.set(start, end, value or None)
         if ranges:
             with vm.mmu_lock.exclusive:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
 from .guest_memfd import conversion, invalidate, populate
 from .mmu import is_page_fault_stale
 
@@ -34,11 +35,16 @@ class Design(NamedTuple):
     convert: Callable[[GmemInode, int, int, int], None]
     """(inode, start, end, attributes)"""
     reserve_attributes: Callable[[GmemInode, int], None]
+    take_from_host: Callable[[GmemInode, int, int], None]
+    publish: Callable[[GmemInode, int, int, int], None]
+    """(inode, start, end, attributes): invalidate, store, end the invalidation"""
     check_references: Callable[[Host, PageCache, int, int], None]
     drain: Callable[[Host, int], None]
     """(host, 1 for this CPU's LRU batches, 2 for everybody's)"""
     filter_for_removal: Callable[[GmemInode], Filter]
     is_page_fault_stale: Callable[[Vm, PageFault], bool]
+    private_pages: PrivatePages
+    """what TDX does to pages that are in a secure EPT"""
 
     @classmethod
     def of(cls, profile: Profile) -> Design:
@@ -48,8 +54,11 @@ class Design(NamedTuple):
             zero_before_populate=populate.zero_before_populate,
             convert=conversion.convert,
             reserve_attributes=conversion.reserve_attributes,
+            take_from_host=conversion.take_from_host,
+            publish=conversion.publish,
             check_references=conversion.check_references,
             drain=conversion.drain_lru,
             filter_for_removal=invalidate.filter_for_removal,
             is_page_fault_stale=is_page_fault_stale,
+            private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
         )

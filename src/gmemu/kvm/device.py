@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..mm.file import File, Inode
 from ..mm.uaccess import UserPointer
+from ..rules import KernelError
 from ..rules import kvm as rules
 from ..uapi.kvm import (
     KVM_API_VERSION,
@@ -14,11 +15,13 @@ from ..uapi.kvm import (
     KVM_CREATE_VM,
     KVM_GET_API_VERSION,
     KVM_GET_VCPU_MMAP_SIZE,
+    Cap,
     VmType,
 )
 from .vm import Vm, VmFile
 
 if TYPE_CHECKING:
+    from ..mm.process import Process
     from .host import Host
 
 __all__ = ["VCPU_MMAP_SIZE", "KvmDeviceFile"]
@@ -33,10 +36,19 @@ class KvmDeviceFile(File):
     """An open /dev/kvm."""
 
     name = "/dev/kvm"
+    noexec = False
 
     def __init__(self, host: Host) -> None:
         super().__init__(Inode(S_IFCHR | 0o660))
         self.host = host
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """A file opened by its path has positions, but there is nothing to read."""
+        return self.read(length)
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """Nor to write."""
+        return self.write(data)
 
     def ioctl(self, request: int, arg: UserPointer) -> int:
         """kvm_dev_ioctl()."""
@@ -45,6 +57,8 @@ class KvmDeviceFile(File):
                 raise rules.DEVICE_ARG(f"{arg!r}")
             return KVM_API_VERSION if request == KVM_GET_API_VERSION else VCPU_MMAP_SIZE
         if request == KVM_CHECK_EXTENSION:
+            if arg == Cap.VM_TYPES:
+                return self.host.vm_types_mask
             caps = self.host.profile.caps.get(int(arg)) if isinstance(arg, int) else None
             return caps.device if caps else 0
         if request == KVM_CREATE_VM:
@@ -53,9 +67,19 @@ class KvmDeviceFile(File):
 
     def _create_vm(self, arg: UserPointer) -> int:
         """kvm_dev_ioctl_create_vm(); the descriptor is close-on-exec."""
-        if not isinstance(arg, int) or arg not in self.host.profile.vm_types:
-            raise rules.VM_TYPE(f"type {arg!r}, supported mask {self.host.profile.vm_types_mask:#x}")
-        self.host.allocate("kvm")
-        vm = Vm(self.host, VmType(arg))
-        fd: int = self.host.rt.current.process.install_fd(VmFile(vm))
+        process: Process = self.host.rt.current.process
+        fd = process.get_unused_fd()
+        try:
+            vm = self._new_vm(arg)
+        except KernelError:
+            process.put_unused_fd(fd)
+            raise
+        process.fd_install(fd, VmFile(vm))
         return fd
+
+    def _new_vm(self, arg: UserPointer) -> Vm:
+        """kvm_create_vm()."""
+        if not isinstance(arg, int) or arg not in self.host.vm_types:
+            raise rules.VM_TYPE(f"type {arg!r}, supported mask {self.host.vm_types_mask:#x}")
+        self.host.allocate("kvm")
+        return Vm(self.host, VmType(arg))

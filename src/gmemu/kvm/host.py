@@ -9,25 +9,35 @@ from weakref import WeakSet
 from ..hw.memory import PhysicalMemory
 from ..invariants import InvariantViolation
 from ..mm.address_space import AddressSpace
+from ..mm.memory_failure import memory_failure
 from ..mm.page import Memmap
 from ..mm.process import Process
 from ..mm.swap import LruBatches
 from ..profiles import DEFAULT, Profile, get
 from ..sync import DirectRuntime, Runtime
+from ..uapi.kvm import VmType
 from .design import Design
 
 if TYPE_CHECKING:
     from .guest_memfd.inode import GmemInode
     from .snp_platform import SnpPlatform
+    from .tdx_platform import TdxPlatform
     from .vm import Vm
 
-__all__ = ["DEFAULT_MEMORY", "Host"]
+__all__ = ["DEFAULT_MEMORY", "PLATFORMS", "Host"]
+
+PLATFORMS: dict[str, frozenset[VmType]] = {
+    "amd": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP}),
+    "intel": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.TDX}),
+}
+"""Platform -> the VM types that it can run."""
 
 DEFAULT_MEMORY = 4 << 40
 
 
 class Host:
-    """One machine.  `memory` is how much RAM it has (bytes; only what is touched costs anything).
+    """One machine.  `memory` is how much RAM it has (bytes; only what is touched costs anything), `platform` whose
+    processors it has (`PLATFORMS`): a VM type takes both a kernel and a platform.
 
     Every host is a world of its own: its processes, files, VMs and counters aren't seen by another.
     """
@@ -40,8 +50,12 @@ class Host:
         runtime: Runtime | None = None,
         design: Design | None = None,
         seed: int = 0,
+        platform: str = "amd",
     ) -> None:
         self.profile = get(profile) if isinstance(profile, str) else profile
+        if platform not in PLATFORMS:
+            raise ValueError(f"there is no platform {platform!r}; there are {', '.join(PLATFORMS)}")
+        self.platform = platform
         self.rt = runtime or DirectRuntime()
         self.design = design or Design.of(self.profile)
         self.seed = seed
@@ -53,6 +67,7 @@ class Host:
         self.failing_allocations: dict[str, int] = {}
         """allocation site -> how many more of its allocations fail"""
         self._snp: SnpPlatform | None = None
+        self._tdx: TdxPlatform | None = None
         self.init = self.new_process()
 
     def new_process(self) -> Process:
@@ -68,6 +83,25 @@ class Host:
             self._snp = SnpPlatform(self)
         return self._snp
 
+    @property
+    def tdx(self) -> TdxPlatform:
+        """The machine's TDX half (module, private key ids), made when first used."""
+        if self._tdx is None:
+            from .tdx_platform import TdxPlatform
+
+            self._tdx = TdxPlatform(self)
+        return self._tdx
+
+    @property
+    def vm_types(self) -> tuple[VmType, ...]:
+        """What KVM_CREATE_VM takes: what the kernel has, of what the platform can."""
+        return tuple(t for t in self.profile.vm_types if t in PLATFORMS[self.platform])
+
+    @property
+    def vm_types_mask(self) -> int:
+        """KVM_CAP_VM_TYPES."""
+        return sum(1 << t for t in self.vm_types)
+
     def allocate(self, site: str) -> None:
         """A kernel allocation at `site` takes place.  Raises ENOMEM if it was ordered to fail."""
         if self.failing_allocations.get(site):
@@ -75,6 +109,14 @@ class Host:
 
             self.failing_allocations[site] -= 1
             raise rules.OUT_OF_MEMORY(f"an allocation ordered to fail: {site}")
+
+    def memory_failure(self, pfn: int) -> None:
+        """The hardware reports that the memory of page frame `pfn`, which is in use, went bad.
+
+        Raises EHWPOISON or EBUSY, as memory_failure() does; that the page is bad is known from then on in either case.
+        """
+        self.memmap.get(pfn)
+        memory_failure(self.memmap, pfn)
 
     def gmem_reclaim(self, pfn: int, count: int) -> None:
         """kvm_arch_gmem_reclaim(): guest_memfd pages leave the page cache; whoever owns them gives them back."""
@@ -94,6 +136,8 @@ class Host:
             raise InvariantViolation(f"pfn {start:#x}-{end:#x} still has {refs} references after everything was closed")
         if self.vms:
             raise InvariantViolation(f"{self.vms[0]} was never destroyed")
+        if self._tdx is not None:
+            self._tdx.check_quiet()
 
     def close(self) -> None:
         """Switch the machine off, whatever state it's in."""
@@ -104,5 +148,3 @@ class Host:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-

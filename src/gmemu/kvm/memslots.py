@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from bisect import bisect_right, insort
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.uaccess import access_ok
 from ..profiles.table import KVM_USER_MEM_SLOTS
+from ..rangemap import RangeMap
 from ..rules import kvm as rules
 from ..uapi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2
 from .guest_memfd.binding import kvm_gmem_bind, kvm_gmem_unbind
+from .guest_memfd.invalidate import Filter
 
 if TYPE_CHECKING:
     from .guest_memfd.file import GmemFile
@@ -70,9 +73,9 @@ class Memslot:
         return gfn - self.base_gfn + self.gmem_pgoff
 
     def copy(self) -> Memslot:
-        """kvm_copy_memslot()."""
+        """kvm_copy_memslot(): all but the binding, so a slot that is going away has no guest_memfd."""
         other = Memslot(self.as_id, self.id, self.base_gfn, self.npages, self.flags, self.userspace_addr)
-        other.gmem_file, other.gmem_pgoff, other.dirty_bitmap = self.gmem_file, self.gmem_pgoff, self.dirty_bitmap
+        other.dirty_bitmap = self.dirty_bitmap
         return other
 
     def __lt__(self, other: Memslot) -> bool:
@@ -82,12 +85,22 @@ class Memslot:
         return f"<Memslot {self.id} gfn {self.base_gfn:#x}-{self.end_gfn:#x} flags {self.flags:#x}>"
 
 
+class _SlotSet(dict[Memslot, None]):
+    """Slots in order of their coming.  Two sets are never one, even if they hold the same, as they change on their own."""
+
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = None
+
+
 class Memslots:
-    """The slots of one address space, by id and by guest frame."""
+    """The slots of one address space, by id, by guest frame, and by user page."""
 
     def __init__(self) -> None:
         self.by_id: dict[int, Memslot] = {}
         self._sorted: list[Memslot] = []
+        self._by_vpn: RangeMap[_SlotSet] = RangeMap()
 
     def find(self, gfn: int) -> Memslot | None:
         """gfn_to_memslot()."""
@@ -106,15 +119,45 @@ class Memslots:
             i += 1
         return found
 
+    def backed_by(self, start_vpn: int, end_vpn: int) -> Iterator[tuple[Memslot, int, int]]:
+        """kvm_for_each_memslot_in_hva_range(): where user pages [start, end) are guest memory, as slot and guest frames.
+
+        A slot may be told in several parts.
+        """
+        for start, end, slots in self._by_vpn.runs(start_vpn, end_vpn):
+            for slot in slots:
+                delta = slot.base_gfn - (slot.userspace_addr >> PAGE_SHIFT)
+                yield slot, start + delta, end + delta
+
     def replace(self, old: Memslot | None, new: Memslot | None) -> None:
         """kvm_replace_memslot(): one goes, one comes; either may be none."""
         if old is not None:
             del self.by_id[old.id]
             i = bisect_right(self._sorted, old.base_gfn, key=lambda slot: slot.base_gfn)
             del self._sorted[i - 1]
+            for start, end, slots in self._vpns(old):
+                del slots[old]
+                if not slots:
+                    self._by_vpn.clear(start, end)
         if new is not None:
             self.by_id[new.id] = new
             insort(self._sorted, new)
+            for _, _, slots in self._vpns(new):
+                slots[new] = None
+
+    def _vpns(self, slot: Memslot) -> Iterator[tuple[int, int, _SlotSet]]:
+        """The slot's user pages, in runs that have a set of slots of their own, to be changed by the caller."""
+        at, last = slot.userspace_addr >> PAGE_SHIFT, (slot.userspace_addr >> PAGE_SHIFT) + slot.npages
+        while at < last:
+            start, end, slots = self._by_vpn.run(at)
+            stop = min(end, last)
+            if slots is None or (start, end) != (at, stop):
+                if slots is not None and stop < end:  # what is left on the two sides must not be one set
+                    self._by_vpn.set(stop, end, _SlotSet(slots))
+                slots = _SlotSet(slots or {slot: None})
+                self._by_vpn.set(at, stop, slots)
+            yield at, stop, slots
+            at = stop
 
     def __len__(self) -> int:
         return len(self.by_id)
@@ -158,29 +201,29 @@ def _check_region(vm: Vm, mem: kvm_userspace_memory_region2) -> None:
 
 def _set_memory_region(vm: Vm, mem: kvm_userspace_memory_region2) -> None:
     _check_region(vm, mem)
-    as_id, id = mem.slot >> 16, mem.slot & 0xFFFF
+    as_id, slot_id = mem.slot >> 16, mem.slot & 0xFFFF
     slots = vm.memslots[as_id]
-    old = slots.by_id.get(id)
+    old = slots.by_id.get(slot_id)
     if not mem.memory_size:
         if old is None:
-            raise rules.SLOT_DELETE_NONE(f"slot {id}")
+            raise rules.SLOT_DELETE_NONE(f"slot {slot_id}")
         _delete(vm, slots, old)
         return
     base_gfn, npages = mem.guest_phys_addr >> PAGE_SHIFT, mem.memory_size >> PAGE_SHIFT
     moved = old is not None and base_gfn != old.base_gfn
     if old is not None:
         if mem.flags & KVM_MEM_GUEST_MEMFD:
-            raise rules.SLOT_IMMUTABLE(f"slot {id}")
+            raise rules.SLOT_IMMUTABLE(f"slot {slot_id}")
         kept = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
         if mem.userspace_addr != old.userspace_addr or npages != old.npages or (mem.flags ^ old.flags) & kept:
             raise rules.SLOT_MODIFY(f"{old} against {mem!r}")
         if not moved and mem.flags == old.flags:
             return
     if old is None or moved:
-        others = [slot for slot in slots.overlapping(base_gfn, base_gfn + npages) if slot.id != id]
+        others = [slot for slot in slots.overlapping(base_gfn, base_gfn + npages) if slot.id != slot_id]
         if others:
             raise rules.SLOT_OVERLAP(f"gfn {base_gfn:#x}-{base_gfn + npages:#x} meets {others[0]}")
-    new = Memslot(as_id, id, base_gfn, npages, mem.flags, mem.userspace_addr)
+    new = Memslot(as_id, slot_id, base_gfn, npages, mem.flags, mem.userspace_addr)
     if mem.flags & KVM_MEM_GUEST_MEMFD:
         kvm_gmem_bind(vm, new, mem.guest_memfd, mem.guest_memfd_offset)
     try:
@@ -195,7 +238,7 @@ def _set_memslot(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot, mov
     """kvm_set_memslot() for CREATE, MOVE and FLAGS_ONLY."""
     invalid = _invalidate_memslot(vm, slots, old) if moved and old is not None else None
     try:
-        _prepare_memory_region(old, new)
+        _prepare_memory_region(vm, old, new)
     except BaseException:
         if invalid is not None and old is not None:
             _swap(vm, slots, invalid, old)
@@ -204,15 +247,18 @@ def _set_memslot(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot, mov
     if old is not None:
         old.freed = True
         if not moved and new.flags & ~old.flags & KVM_MEM_LOG_DIRTY_PAGES:
-            vm.mmu.write_protect(new.base_gfn, new.end_gfn)
+            with vm.mmu_lock.exclusive:
+                vm.mmu.write_protect(new.base_gfn, new.end_gfn)
+            vm.flush_remote_tlbs()
 
 
-def _prepare_memory_region(old: Memslot | None, new: Memslot) -> None:
+def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot) -> None:
     """kvm_prepare_memory_region(): the dirty bitmap; then kvm_arch_prepare_memory_region()."""
     if new.flags & KVM_MEM_LOG_DIRTY_PAGES:
         new.dirty_bitmap = old.dirty_bitmap if old is not None and old.dirty_bitmap is not None else set()
     if new.end_gfn - 1 > MAX_GFN:
         raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}")
+    vm.arch.check_gfn(new.end_gfn - 1)
 
 
 def _delete(vm: Vm, slots: Memslots, old: Memslot) -> None:
@@ -225,19 +271,26 @@ def _delete(vm: Vm, slots: Memslots, old: Memslot) -> None:
 
 
 def _invalidate_memslot(vm: Vm, slots: Memslots, old: Memslot) -> Memslot:
-    """kvm_invalidate_memslot(): nobody may map the slot any more; then zap what is mapped."""
+    """kvm_invalidate_memslot(): nobody may map the slot any more; then zap what is mapped (kvm_arch_flush_shadow_memslot).
+
+    No invalidation is counted for that: who saw the slot valid has left SRCU by now, and its entries are there to be zapped.
+    """
     invalid = old.copy()
     invalid.flags |= KVM_MEMSLOT_INVALID
     _swap(vm, slots, old, invalid)
     with vm.mmu_lock.exclusive:
-        if vm.mmu.unmap_range(old.base_gfn, old.end_gfn):
+        if old.gmem_file is not None:
+            vm.arch.invalidate_range(old.base_gfn, old.end_gfn)
+        if vm.arch.unmap_range(old.base_gfn, old.end_gfn, Filter.SHARED | Filter.PRIVATE):
             vm.flush_remote_tlbs()
     return invalid
 
 
 def _swap(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot | None) -> None:
-    """kvm_swap_active_memslots(): publish, then wait until no reader can have seen what was."""
-    with vm.slots_arch_lock:
+    """kvm_swap_active_memslots(): publish while no invalidation by user address is under way, which has to find the same
+    slots when it ends; then wait until no reader can have seen what was."""
+    with vm.slots_arch_lock, vm.mn_active_invalidate.exclusive:
         vm.rt.writes(("memslots", vm))
         slots.replace(old, new)
+        vm.had_memslots = True
     vm.srcu.synchronize()

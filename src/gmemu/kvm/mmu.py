@@ -16,12 +16,14 @@ from ..hw.tlb import Translation
 from ..invariants import InvariantViolation
 from ..mm.gup import get_user_pages_fast
 from ..rangemap import RangeMap
-from ..rules import KernelError
+from ..rules import BusError, KernelError
 from ..rules import kvm as rules
-from ..uapi.kvm import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ..rules import mm as mm_rules
+from ..uapi.kvm import KVM_MEM_READONLY, Cap
 from ..uapi.kvm_x86 import PFERR_PRIVATE_ACCESS, PFERR_WRITE_MASK
-from ..uapi.mman import FOLL_WRITE
+from ..uapi.mman import FOLL_HWPOISON, FOLL_WRITE
 from .guest_memfd.fault import kvm_gmem_get_pfn
+from .guest_memfd.invalidate import Filter
 from .memslots import KVM_MEMSLOT_INVALID, Memslot
 
 if TYPE_CHECKING:
@@ -83,32 +85,40 @@ class Mmu:
         return None if spte is None else Translation(gfn + spte.delta, spte.writable)
 
     def map(self, fault: PageFault) -> RetPf:
-        """kvm_tdp_mmu_map(): install the entry, or find that it's there already.  mmu_lock is held."""
+        """kvm_tdp_mmu_map() and make_spte(): install the entry, or find that it's there already.  mmu_lock is held.
+
+        An entry through which the guest may write counts as dirty from the start, even if it came by a read.
+        """
         spte = Spte(fault.pfn - fault.gfn, fault.map_writable, fault.private)
-        old = self.sptes[fault.gfn]
-        if old == spte or (old is not None and old.delta == spte.delta and old.writable and not fault.write):
-            return RetPf.SPURIOUS
         self.rt.writes(("spte", self, fault.gfn))
+        old = self.sptes[fault.gfn]
+        if old is not None and (fault.prefetch or old.writable or not fault.write):
+            if old.delta != spte.delta:
+                raise InvariantViolation(f"gfn {fault.gfn:#x} is mapped to {old}, and the page there is {spte}")
+            return RetPf.SPURIOUS
         self.sptes.set(fault.gfn, fault.gfn + 1, spte)
-        if fault.write and fault.slot is not None and fault.slot.dirty_bitmap is not None:
+        if spte.writable and fault.slot is not None and fault.slot.dirty_bitmap is not None:
             fault.slot.dirty_bitmap.add(fault.gfn - fault.slot.base_gfn)
         return RetPf.FIXED
 
     def unmap_range(self, start: int, end: int) -> bool:
         """kvm_unmap_gfn_range(): clear the entries of frames [start, end).  True if TLBs must be flushed."""
         self._vm.mmu_lock.assert_exclusive()
-        self.rt.writes(("spte", self, start))
         if self.sptes.empty(start, end):
             return False
+        self.rt.writes_each(("spte", self), start, end)
         self.sptes.clear(start, end)
         return True
 
     def write_protect(self, start: int, end: int) -> None:
-        """kvm_mmu_slot_remove_write_access(): dirty logging begins."""
-        with self._vm.mmu_lock.exclusive:
-            for s, e, spte in list(self.sptes.runs(start, end)):
-                self.sptes.set(s, e, spte._replace(writable=False))
-            self._vm.flush_remote_tlbs()
+        """kvm_mmu_slot_remove_write_access(): writes to frames [start, end) fault from now on.  TLBs must be flushed.
+
+        mmu_lock is held for writing.
+        """
+        self._vm.mmu_lock.assert_exclusive()
+        self.rt.writes_each(("spte", self), start, end)
+        for s, e, spte in list(self.sptes.runs(start, end)):
+            self.sptes.set(s, e, spte._replace(writable=False))
 
     # Invalidation
 
@@ -154,7 +164,7 @@ class Mmu:
             with vm.mmu_lock.shared:
                 if vm.host.design.is_page_fault_stale(vm, fault):
                     return RetPf.RETRY
-                return self.map(fault)
+                return vm.arch.map(fault)
         finally:
             vm.host.memmap.put(fault.pfn)
 
@@ -203,18 +213,23 @@ class Mmu:
         fault.map_writable = not slot.flags & KVM_MEM_READONLY
 
     def _faultin_hva(self, fault: PageFault, slot: Memslot) -> RetPf:
-        """__kvm_faultin_pfn(): the page behind the slot's user mapping, of the process that owns the VM."""
+        """__kvm_faultin_pfn(): the page behind the slot's user mapping, of the process that owns the VM.
+
+        For a page with a memory error the thread gets SIGBUS (kvm_send_hwpoison_signal), and retries if it survives that.
+        """
         if slot.flags & KVM_MEM_READONLY and fault.write:
             return RetPf.EMULATE
         address = slot.userspace_addr + (fault.gfn - slot.base_gfn << PAGE_SHIFT)
         mm = self._vm.mm
         try:
-            [(fault.pfn, _)] = get_user_pages_fast(mm, address, 1, FOLL_WRITE if fault.write else 0)
+            [(fault.pfn, _)] = get_user_pages_fast(mm, address, 1, FOLL_HWPOISON | (FOLL_WRITE if fault.write else 0))
         except KernelError as error:
+            if error.rule is mm_rules.GUP_POISON:
+                raise BusError(rules.FAULT_HVA_POISON, address, f"gfn {fault.gfn:#x}") from error
             raise rules.FAULT_HVA(f"gfn {fault.gfn:#x} at user address {address:#x}: {error}") from error
         entry = mm.pte(address >> PAGE_SHIFT)
-        may_write = not slot.flags & KVM_MEM_READONLY and not slot.flags & KVM_MEM_LOG_DIRTY_PAGES
-        fault.map_writable = fault.write or (may_write and entry is not None and entry[1])
+        may_write = not slot.flags & KVM_MEM_READONLY
+        fault.map_writable = fault.write or (may_write and entry is not None and entry == (fault.pfn, True))
         return RetPf.CONTINUE
 
 
@@ -225,9 +240,16 @@ def is_page_fault_stale(vm: Vm, fault: PageFault) -> bool:
 
 def prefault_page(vm: Vm, vcpu: Vcpu, gpa: int) -> None:
     """kvm_arch_vcpu_pre_fault_memory() and kvm_tdp_page_prefault() for the page at `gpa`."""
+    if vm.rt.current.pending_signals:
+        raise rules.PREFAULT_SIGNAL()
     if not vm.arch.pre_fault_allowed:
         raise rules.PREFAULT_EARLY("a launch that isn't finished")
+    if not vm.profile.caps[Cap.PRE_FAULT_MEMORY].device:
+        raise (
+            rules.PREFAULT_NO_TDP("a shadow MMU") if vm.had_memslots else rules.PREFAULT_NO_PAGES("a VM that never had one")
+        )
     gfn = gpa >> PAGE_SHIFT
+    vm.arch.check_prefault(gfn)
     error_code = PFERR_PRIVATE_ACCESS if vm.arch.has_private_mem and vm.attributes.is_private(gfn) else 0
     while True:
         if vm.rt.current.pending_signals:
@@ -253,34 +275,43 @@ class KvmMmuNotifier:
 
 
 class _HvaInvalidation(AbstractContextManager[None]):
-    """kvm_mmu_notifier_invalidate_range_start() and _end(): what is mapped of these user pages is unmapped."""
+    """kvm_mmu_notifier_invalidate_range_start() and _end(): what is mapped of these user pages is unmapped.
+
+    Until the end no memslot changes (mn_active_invalidate_count), so that both see the same slots.
+    """
 
     def __init__(self, vm: Vm, start_vpn: int, end_vpn: int) -> None:
-        self._vm = vm
-        self._ranges = []
-        for slots in vm.memslots:
-            for slot in slots.by_id.values():
-                base = slot.userspace_addr >> PAGE_SHIFT
-                s, e = max(base, start_vpn), min(base + slot.npages, end_vpn)
-                if s < e:
-                    self._ranges.append((slot.base_gfn + s - base, slot.base_gfn + e - base))
+        self._vm, self._start, self._end = vm, start_vpn, end_vpn
+        self._counted = False
 
     def __enter__(self) -> None:
-        if not self._ranges:
-            return
+        self._vm.mn_active_invalidate.shared.__enter__()
+        try:
+            with self._vm.srcu.read:
+                self._unmap()
+        except BaseException:
+            self._vm.mn_active_invalidate.shared.__exit__(None, None, None)
+            raise
+
+    def _unmap(self) -> None:
+        """kvm_handle_hva_range(): nothing is counted where no memslot is found."""
         vm = self._vm
+        vm.rt.reads(("memslots", vm))
+        ranges = [part for slots in vm.memslots for part in slots.backed_by(self._start, self._end)]
+        if not ranges:
+            return
+        self._counted = True
         with vm.mmu_lock.exclusive:
             vm.mmu.invalidate_begin()
             flush = False
-            for start, end in self._ranges:
+            for _, start, end in ranges:
                 vm.mmu.invalidate_range_add(start, end)
-                flush |= vm.mmu.unmap_range(start, end)
+                flush |= vm.arch.unmap_range(start, end, Filter.SHARED)
             if flush:
                 vm.flush_remote_tlbs()
 
     def __exit__(self, *exc: object) -> None:
-        if self._ranges:
+        if self._counted:
             with self._vm.mmu_lock.exclusive:
                 self._vm.mmu.invalidate_end()
-
-
+        self._vm.mn_active_invalidate.shared.__exit__(None, None, None)

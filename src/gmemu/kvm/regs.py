@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ..mm.uaccess import UserPointer, copy_from_user, copy_to_user, read_user, write_user
 from ..rules import kvm as rules
 from ..uapi.kvm import (
+    KVM_ENABLE_CAP,
     KVM_GET_DEBUGREGS,
     KVM_GET_FPU,
     KVM_GET_MP_STATE,
@@ -28,6 +29,7 @@ from ..uapi.kvm import (
     KVM_SET_SREGS,
     KVM_SET_XCRS,
     MpState,
+    kvm_enable_cap,
     kvm_mp_state,
 )
 from ..uapi.kvm_x86 import (
@@ -53,6 +55,7 @@ S = TypeVar("S", bound=Struct)
 
 _CR0_RESERVED = ~0xE005003F & (1 << 64) - 1
 _EFER_KNOWN = 0xFD01
+_CR4_KNOWN = 0x10F77FFF
 _XCR0_KNOWN = 0x2FF
 _HEAD = 8
 
@@ -83,6 +86,11 @@ def _setter(name: str, layout: type[S], valid: Callable[[S], None] | None = None
     return set_
 
 
+def _fix_rflags(regs: kvm_regs) -> None:
+    """__set_regs(): bit 1 reads as 1 always."""
+    regs.rflags |= 2
+
+
 def _valid_sregs(sregs: kvm_sregs) -> None:
     """kvm_is_valid_sregs(): long mode needs paging and PAE; no reserved bits."""
     paging, protection = sregs.cr0 >> 31 & 1, sregs.cr0 & 1
@@ -90,6 +98,8 @@ def _valid_sregs(sregs: kvm_sregs) -> None:
         raise rules.SREGS_INVALID(f"cr0 {sregs.cr0:#x}")
     if sregs.efer & ~_EFER_KNOWN:
         raise rules.SREGS_INVALID(f"efer {sregs.efer:#x}")
+    if sregs.cr4 & ~_CR4_KNOWN:
+        raise rules.SREGS_INVALID(f"cr4 {sregs.cr4:#x}")
     if sregs.efer & 0x100 and paging:
         if not sregs.cr4 & 0x20 or not sregs.efer & 0x400:
             raise rules.SREGS_INVALID(f"efer {sregs.efer:#x} with cr4 {sregs.cr4:#x}")
@@ -132,8 +142,9 @@ def _get_mp_state(vcpu: Vcpu, arg: UserPointer) -> int:
 
 
 def _set_mp_state(vcpu: Vcpu, arg: UserPointer) -> int:
+    """kvm_arch_vcpu_ioctl_set_mpstate(): without an in-kernel local APIC a vCPU can only be runnable."""
     state = copy_from_user(vcpu.vm.rt.current.mm, kvm_mp_state, arg).mp_state
-    if state not in (MpState.RUNNABLE, MpState.UNINITIALIZED, MpState.HALTED, MpState.INIT_RECEIVED):
+    if state != MpState.RUNNABLE:
         raise rules.MP_STATE_INVALID(f"{state}")
     vcpu.mp_state = MpState(state)
     return 0
@@ -159,7 +170,7 @@ def _set_cpuid2(vcpu: Vcpu, arg: UserPointer) -> int:
 def _set_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
     """msr_io() for writing: how many were set."""
     head = copy_from_user(vcpu.vm.rt.current.mm, kvm_msrs, arg)
-    if head.nmsrs > 256:
+    if head.nmsrs >= 256:
         raise rules.MSRS_MANY(f"{head.nmsrs} MSRs")
     for i in range(head.nmsrs):
         entry = kvm_msr_entry.unpack_from(_read(vcpu, arg, _HEAD + i * kvm_msr_entry.SIZE, kvm_msr_entry.SIZE))
@@ -173,7 +184,7 @@ def _get_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
     """msr_io() for reading: how many were read; it stops at the first that isn't known."""
     mm = vcpu.vm.rt.current.mm
     head = copy_from_user(mm, kvm_msrs, arg)
-    if head.nmsrs > 256:
+    if head.nmsrs >= 256:
         raise rules.MSRS_MANY(f"{head.nmsrs} MSRs")
     for i in range(head.nmsrs):
         at = _HEAD + i * kvm_msr_entry.SIZE
@@ -188,9 +199,16 @@ def _get_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
     return head.nmsrs
 
 
+def _enable_cap(vcpu: Vcpu, arg: UserPointer) -> int:
+    """kvm_vcpu_ioctl_enable_cap(): none of a vCPU's capabilities bears on memory."""
+    cap = copy_from_user(vcpu.vm.rt.current.mm, kvm_enable_cap, arg)
+    raise rules.ENABLE_CAP(f"capability {cap.cap} on a vCPU")
+
+
 IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
+    KVM_ENABLE_CAP: _enable_cap,
     KVM_GET_REGS: _getter("regs"),
-    KVM_SET_REGS: _setter("regs", kvm_regs),
+    KVM_SET_REGS: _setter("regs", kvm_regs, _fix_rflags),
     KVM_GET_SREGS: _getter("sregs"),
     KVM_SET_SREGS: _setter("sregs", kvm_sregs, _valid_sregs),
     KVM_GET_FPU: _getter("fpu"),

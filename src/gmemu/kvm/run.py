@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..hw.cpu import Exit, Hlt, NestedPageFault, PortIo, Shutdown, Vmmcall
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.uaccess import UserPointer
-from ..rules import KernelError
+from ..rules import KernelError, MemoryFault
 from ..rules import gmemu as own_rules
 from ..rules import kvm as rules
 from ..uapi.kvm import (
@@ -16,7 +16,6 @@ from ..uapi.kvm import (
     KVM_HC_MAP_GPA_RANGE,
     KVM_INTERNAL_ERROR_EMULATION,
     ExitReason,
-    MpState,
     kvm_exit_hypercall,
     kvm_exit_internal_error,
     kvm_exit_io,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["map_gpa_range_exit", "vcpu_ioctl_run"]
 
-_MAP_GPA_RANGE_RESULTS = (0, 11, 22)
 _U64 = (1 << 64) - 1
 RESET_VECTOR_GFN = 0xFFFFFFF0 >> PAGE_SHIFT
 
@@ -41,8 +39,6 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
     vm, task = vcpu.vm, vcpu.vm.rt.current
     immediate = vcpu.immediate_exit
     with vm.srcu.read:
-        if vcpu.mp_state is not MpState.RUNNABLE:
-            raise rules.RUN_SIGNAL("a vCPU that waits, and a signal that ends the wait")
         complete, vcpu.complete_userspace_io = vcpu.complete_userspace_io, None
         if complete is not None and complete() <= 0:
             return 0
@@ -52,6 +48,7 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
             return 0
         vcpu.set_exit(ExitReason.UNKNOWN)
     while True:
+        vm.rt.task_work_run()
         if task.pending_signals:
             vcpu.set_exit(ExitReason.INTR)
             raise rules.RUN_SIGNAL()
@@ -76,7 +73,7 @@ def _enter_guest(vcpu: Vcpu) -> int:
     try:
         with vcpu.vm.srcu.read:
             return _handle_exit(vcpu, exit_)
-    except KernelError:
+    except (KernelError, MemoryFault):
         vcpu.pending_exit = exit_
         raise
 
@@ -150,13 +147,11 @@ def _emulate_mmio(vcpu: Vcpu, exit_: NestedPageFault) -> int:
 
 def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
     """KVM_EXIT_IO: the data is on the page behind kvm_run."""
-    memory, page = vcpu.vm.host.memory, (vcpu.run_pfn + 1) << PAGE_SHIFT
+    memory, page = vcpu.vm.host.memory, vcpu.pio_pfn << PAGE_SHIFT
     size = len(exit_.data)
     if exit_.write:
         memory.write(page, exit_.data)
-    details = kvm_exit_io(
-        direction=int(exit_.write), size=size, port=exit_.port, count=1, data_offset=PAGE_SIZE
-    )
+    details = kvm_exit_io(direction=int(exit_.write), size=size, port=exit_.port, count=1, data_offset=PAGE_SIZE)
     vcpu.set_exit(ExitReason.IO, details)
 
     def complete() -> int:
@@ -185,10 +180,7 @@ def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
 
 
 def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: object) -> int:
-    """KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE; `complete(ret)` is called with user space's answer on the next run.
-
-    An answer other than 0, EAGAIN or EINVAL makes KVM_RUN fail with EINVAL (`kvm.run.hypercall-ret`).
-    """
+    """KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE; `complete(ret)` is called with user space's answer on the next run."""
     assert callable(complete)
     details = kvm_exit_hypercall(nr=KVM_HC_MAP_GPA_RANGE, args=(gpa, npages, attributes, 0, 0, 0))
     vcpu.set_exit(ExitReason.HYPERCALL, details)
@@ -196,8 +188,6 @@ def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, compl
     def resume() -> int:
         answer = vcpu.exit_details(kvm_exit_hypercall)
         assert isinstance(answer, kvm_exit_hypercall)
-        if answer.ret not in _MAP_GPA_RANGE_RESULTS:
-            raise rules.RUN_HYPERCALL_RET(f"{answer.ret:#x}")
         result = complete(answer.ret)
         assert isinstance(result, int)
         return result

@@ -14,8 +14,9 @@ from ..hw.snp.rmp import Rmp
 from ..invariants import InvariantViolation
 from ..mm.file import File, Inode
 from ..mm.uaccess import UserPointer
+from ..rules import KernelError
 from ..rules import snp as rules
-from ..uapi.sev import SVM_SEV_FEAT_DEBUG_SWAP, SVM_SEV_FEAT_SECURE_TSC, PspStatus
+from ..uapi.sev import PspStatus
 
 if TYPE_CHECKING:
     from .host import Host
@@ -24,7 +25,6 @@ __all__ = ["SevDeviceFile", "SnpPlatform"]
 
 FIRST_ASID, LAST_ASID = 1, 99
 PAGES_PER_2M = 512
-LEVEL_4K = 0
 
 
 class SnpPlatform:
@@ -34,7 +34,9 @@ class SnpPlatform:
         self.host = host
         self.rmp = Rmp(host.rt, host.memmap.nr_pages)
         self.psp = Psp(host.rt, host.memory, self.rmp, seed=host.seed)
-        self.supported_vmsa_features = SVM_SEV_FEAT_DEBUG_SWAP | SVM_SEV_FEAT_SECURE_TSC
+        self.supported_vmsa_features = host.profile.snp_vmsa_features
+        self.warnings: list[str] = []
+        """What the kernel would have said by WARN(): it went on, although something can't be right any more."""
         self._asids: set[int] = set()
         host.memory.guards.append(self._check_host_access)
         host.memmap.free_checks.append(self._check_free)
@@ -47,6 +49,10 @@ class SnpPlatform:
     def _check_free(self, pfn: int, count: int) -> None:
         if self.rmp.owned(pfn, count):
             raise InvariantViolation(f"pfn {pfn:#x}: freed while the RMP has it in state {self.rmp.state(pfn).name}")
+
+    def warn(self, what: str) -> None:
+        """WARN()."""
+        self.warnings.append(what)
 
     # ASIDs
 
@@ -66,46 +72,62 @@ class SnpPlatform:
 
     # RMP
 
-    def rmp_make_private(self, pfn: int, gfn: int, asid: int, *, immutable: bool, count: int = 1) -> None:
-        """rmp_make_private(): assign `count` 4 KiB pages to the guest as `gfn` and the frames after it.  Raises EFAULT."""
+    def rmp_make_private(self, pfn: int, gfn: int, asid: int, *, immutable: bool, count: int = 1) -> int:
+        """rmp_make_private(): assign up to `count` 4 KiB pages to the guest as `gfn` and the frames after it: how many
+        before one was refused.  Raises EFAULT if it was the first."""
         code, done = self.rmp.rmpupdate(pfn, count=count, assigned=True, asid=asid, gfn=gfn, immutable=immutable)
-        if code:
-            raise rules.RMPUPDATE(f"code {code} at pfn {pfn + done:#x}")
+        if code and not done:
+            raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
+        return done
 
-    def rmp_make_shared(self, pfn: int, count: int = 1) -> None:
-        """rmp_make_shared(): give `count` 4 KiB pages back to the hypervisor.  Raises EFAULT."""
-        code, done = self.rmp.rmpupdate(pfn, count=count, assigned=False)
+    def rmp_make_shared(self, pfn: int) -> None:
+        """rmp_make_shared(): give a 4 KiB page back to the hypervisor.  Raises EFAULT."""
+        code, _ = self.rmp.rmpupdate(pfn, assigned=False)
         if code:
-            raise rules.RMPUPDATE(f"code {code} at pfn {pfn + done:#x}")
+            raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
 
     def make_shared(self, pfn: int, count: int) -> None:
         """sev_gmem_make_shared(): whatever of these pages is assigned goes back to the hypervisor; 2 MiB entries that
-        aren't wholly covered are split first."""
+        aren't wholly covered are split first.  A page that the RMP keeps is one that the kernel only warns about."""
         for start, end, entry in list(self.rmp.entries.runs(pfn, pfn + count)):
             if not entry.assigned:
                 continue
             if entry.pagesize:
                 for head in range(start // PAGES_PER_2M * PAGES_PER_2M, end, PAGES_PER_2M):
-                    self.rmp.psmash(head)
-            self.rmp_make_shared(start, end - start)
+                    self.psmash(head)
+            while start < end:
+                code, done = self.rmp.rmpupdate(start, count=end - start, assigned=False)
+                start += done
+                if code:
+                    self.warn(f"RMPUPDATE of pfn {start:#x} to shared: code {code}")
+                    start += 1
+
+    def psmash(self, pfn: int) -> None:
+        """snp_rmptable_psmash(): split the 2 MiB entry that covers `pfn`."""
+        code = self.rmp.psmash(pfn // PAGES_PER_2M * PAGES_PER_2M)
+        if code:
+            self.warn(f"PSMASH of pfn {pfn:#x}: code {code}")
 
     # Firmware pages
 
-    def alloc_firmware_page(self) -> int:
-        """snp_alloc_firmware_page(): a page that only the firmware may write."""
-        [(pfn, _)] = self.host.memmap.alloc(1)
+    def alloc_firmware_page(self) -> int | None:
+        """snp_alloc_firmware_page(): a page that only the firmware may write, or None; a page that the RMP won't assign is
+        lost."""
+        try:
+            [(pfn, _)] = self.host.memmap.alloc(1)
+        except KernelError:
+            return None
         self.host.memory.clear(pfn, 1)
         code, _ = self.rmp.rmpupdate(pfn, assigned=True, immutable=True)
         if code:
-            raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
+            self.host.memmap.leak(pfn, 1)
+            return None
         return pfn
 
     def free_firmware_page(self, pfn: int) -> None:
         """snp_free_firmware_page(): take it back; a page that can't be had back is leaked."""
-        if self.psp.page_reclaim(pfn) is not PspStatus.SUCCESS:
+        if self.psp.page_reclaim(pfn) is not PspStatus.SUCCESS or self.rmp.rmpupdate(pfn, assigned=False)[0]:
             self.host.memmap.leak(pfn, 1)
-        else:
-            self.rmp_make_shared(pfn)
         self.host.memmap.put(pfn)
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..hw.cpu import Cpu, Exit
+from ..hw.cpu import Exit
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.address_space import Vma
 from ..mm.file import File, Inode
 from ..mm.filemap import Folio, PageCache
 from ..mm.uaccess import UserPointer, copy_from_user, copy_to_user
-from ..rules import BusError
+from ..rules import BusError, KernelError
 from ..rules import kvm as rules
 from ..uapi.ioctl import ioctl_type
 from ..uapi.kvm import (
@@ -33,6 +33,7 @@ from ..uapi.layout import Struct
 from .mmu import prefault_page
 
 if TYPE_CHECKING:
+    from ..mm.process import Process
     from .mmu import PageFault
     from .vm import Vm
 
@@ -58,11 +59,17 @@ def create_vcpu(vm: Vm, id: int) -> int:
         vm.arch.vcpu_precreate()
         vm.host.allocate("vcpu")
         vcpu = Vcpu(vm, id)
-        vm.arch.vcpu_create(vcpu)
+        process: Process = vm.rt.current.process
+        try:
+            vm.arch.vcpu_create(vcpu)
+            fd = process.get_unused_fd()
+        except KernelError:
+            vcpu.destroy()
+            raise
         vm.created_vcpus += 1
         vm.vcpus.append(vcpu)
         vm.get()
-        fd: int = vm.rt.current.process.install_fd(VcpuFile(vcpu))
+        process.fd_install(fd, VcpuFile(vcpu))
         return fd
 
 
@@ -73,7 +80,7 @@ class Vcpu:
         self.vm, self.id = vm, id
         self.mutex = vm.rt.mutex("vcpu->mutex")
         self.pages = PageCache(vm.host.memmap, vm.host.lru, "kvm_run")
-        self.cpu = Cpu(vm.rt, vm.host.memory, vm.mmu.walk, vm.arch.protection(self), vm.arch.encrypted_default)
+        self.cpu = vm.arch.create_cpu(self)
         self.complete_userspace_io: Callable[[], int] | None = None
         self.completion: object = None
         self.pending_exit: Exit | None = None
@@ -81,9 +88,11 @@ class Vcpu:
         self.guest_state_protected = False
         self.reset_registers()
         memmap = vm.host.memmap
-        [(self.run_pfn, _)] = memmap.alloc(3)
-        vm.host.memory.clear(self.run_pfn, 3)
-        self.pages.pages.set(0, 3, self.run_pfn)
+        pfns = [pfn for start, count in memmap.alloc(3) for pfn in range(start, start + count)]
+        self.run_pfn, self.pio_pfn, _ = pfns
+        for index, pfn in enumerate(pfns):
+            vm.host.memory.clear(pfn, 1)
+            self.pages.pages.set(index, index + 1, pfn - index)
         self.pages.uptodate.set(0, 3, True)
         self.pages.nrpages = 3
         self._run = self.run_pfn << PAGE_SHIFT
@@ -91,7 +100,7 @@ class Vcpu:
     def reset_registers(self) -> None:
         """kvm_vcpu_reset() and init_vmcb(): the state at power-on."""
         data = kvm_segment(limit=0xFFFF, type=3, present=1, s=1)
-        code = kvm_segment(base=0xFFFF0000, limit=0xFFFF, selector=0xF000, type=11, present=1, s=1)
+        code = kvm_segment(base=0xFFFF0000, limit=0xFFFF, selector=0xF000, type=10, present=1, s=1)
         self.regs = kvm_regs(rip=0xFFF0, rflags=2, rdx=0x600)
         self.sregs = kvm_sregs(
             cs=code,
@@ -157,6 +166,7 @@ class VcpuFile(File):
         super().__init__(Inode(0o600))
         self.vcpu = vcpu
         self.name = f"anon_inode:kvm-vcpu:{vcpu.id}"
+        self.noexec = vcpu.vm.profile.anon_inodes_noexec
 
     def release(self) -> None:
         self.vcpu.vm.put()
@@ -180,6 +190,10 @@ class VcpuFile(File):
             raise rules.VM_DEAD()
         if ioctl_type(request) != KVMIO:
             raise rules.VCPU_IOCTL(f"{request:#x}")
+        if request == KVM_MEMORY_ENCRYPT_OP:
+            handled = vm.arch.vcpu_mem_enc_unlocked_op(vcpu, arg)
+            if handled is not None:
+                return handled
         with vcpu.mutex:
             if request == KVM_RUN:
                 from .run import vcpu_ioctl_run
@@ -187,8 +201,8 @@ class VcpuFile(File):
                 return vcpu_ioctl_run(vcpu, arg)
             if request == KVM_PRE_FAULT_MEMORY:
                 return _pre_fault_memory(vcpu, arg)
-            if request == KVM_MEMORY_ENCRYPT_OP:
-                raise rules.MEM_ENC_UNSUPPORTED("a vCPU; only TDX has commands for one")
+            if request == KVM_MEMORY_ENCRYPT_OP and vm.profile.vcpu_encrypt_op:
+                return vm.arch.vcpu_mem_enc_op(vcpu, arg)
             from .regs import IOCTLS
 
             handler = IOCTLS.get(request)

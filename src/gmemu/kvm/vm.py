@@ -59,13 +59,16 @@ class Vm:
         self.slots_arch_lock = self.rt.mutex("slots_arch_lock")
         self.mmu_lock = self.rt.rwlock("mmu_lock")
         self.srcu = self.rt.srcu("kvm->srcu")
+        self.mn_active_invalidate = self.rt.rwsem("mn_active_invalidate_count")
+        """held shared by invalidations by user address; who waits for their count to be 0 holds it for writing"""
         self.vcpus: list[Vcpu] = []
         self.created_vcpus = 0
         self.hypercall_exits = 0
         self.vm_dead = self.vm_bugged = False
         self.memslots = (Memslots(), Memslots())
+        self.had_memslots = False
         self.mmu = Mmu(self)
-        self.attributes: Attributes = VmAttributes(self) if self.profile.vm_attributes else GmemAttributes(self)
+        self.attributes: Attributes = GmemAttributes(self) if self.profile.in_place else VmAttributes(self)
         self.arch = arch_class(vm_type)(self)
         self._notifier = KvmMmuNotifier(self)
         self.mm.notifiers.append(self._notifier)
@@ -110,12 +113,15 @@ class Vm:
         """kvm_gmem_get_file(): the slot's guest_memfd with a reference, unless it was or is being closed."""
         self.rt.reads(("slot-file", slot))
         file = slot.gmem_file
-        return file if file is not None and file.get_active() else None
+        if file is None:
+            return None
+        self.rt.writes(("file-count", file))
+        return file if slot.gmem_file is file and file.get_active() else None
 
     def flush_remote_tlbs(self) -> None:
         """kvm_flush_remote_tlbs(): no vCPU uses a translation that it had before."""
         for vcpu in self.vcpus:
-            self.rt.writes(("tlb", vcpu))
+            self.rt.writes(("tlb", vcpu.cpu.tlb))
             vcpu.cpu.tlb.flush()
 
     def exits_on_hypercall(self, nr: int) -> bool:
@@ -134,6 +140,7 @@ class VmFile(File):
     def __init__(self, vm: Vm) -> None:
         super().__init__(Inode(0o600))
         self.vm = vm
+        self.noexec = vm.profile.anon_inodes_noexec
 
     def release(self) -> None:
         self.vm.put()
@@ -157,6 +164,8 @@ def _check_extension(vm: Vm, arg: UserPointer) -> int:
         return 0
     if arg == Cap.READONLY_MEM:
         return int(not vm.arch.has_protected_state)
+    if arg == Cap.VM_TYPES:
+        return vm.host.vm_types_mask
     return caps.private_vm if vm.arch.has_private_mem else caps.default_vm
 
 
@@ -181,6 +190,9 @@ def _set_region2(vm: Vm, arg: UserPointer) -> int:
 
 
 def _set_attributes(vm: Vm, arg: UserPointer) -> int:
+    """KVM_SET_MEMORY_ATTRIBUTES exists if the kernel was built with attributes, whether or not they can be set."""
+    if not vm.profile.vm_attributes and not vm.profile.in_place:
+        raise rules.VM_IOCTL("KVM_SET_MEMORY_ATTRIBUTES in a kernel without memory attributes")
     vm_ioctl_set_mem_attributes(vm, copy_from_user(vm.rt.current.mm, kvm_memory_attributes, arg))
     return 0
 
@@ -210,20 +222,23 @@ def _get_dirty_log(vm: Vm, arg: UserPointer) -> int:
     """kvm_get_dirty_log_protect(): copy the bitmap out, clear it, and protect what was dirty."""
     mm = vm.rt.current.mm
     log = copy_from_user(mm, kvm_dirty_log, arg)
-    as_id, id = log.slot >> 16, log.slot & 0xFFFF
+    as_id, slot_id = log.slot >> 16, log.slot & 0xFFFF
     with vm.slots_lock:
-        if as_id >= vm.arch.nr_memslot_as_ids or id >= vm.profile.caps[Cap.NR_MEMSLOTS].device:
+        if as_id >= vm.arch.nr_memslot_as_ids or slot_id >= vm.profile.caps[Cap.NR_MEMSLOTS].device:
             raise rules.DIRTY_SLOT(f"slot {log.slot:#x}")
-        slot = vm.memslots[as_id].by_id.get(id)
+        slot = vm.memslots[as_id].by_id.get(slot_id)
         if slot is None or slot.dirty_bitmap is None:
-            raise rules.DIRTY_NONE(f"slot {id}")
+            raise rules.DIRTY_NONE(f"slot {slot_id}")
         bitmap = bytearray(-(-slot.npages // 64) * 8)
         for page in slot.dirty_bitmap:
             bitmap[page >> 3] |= 1 << (page & 7)
-        for page in slot.dirty_bitmap:
-            vm.mmu.write_protect(slot.base_gfn + page, slot.base_gfn + page + 1)
-        slot.dirty_bitmap.clear()
-    write_user(mm, log.dirty_bitmap, bytes(bitmap))
+        if slot.dirty_bitmap:
+            with vm.mmu_lock.exclusive:
+                for page in sorted(slot.dirty_bitmap):
+                    vm.mmu.write_protect(slot.base_gfn + page, slot.base_gfn + page + 1)
+                slot.dirty_bitmap.clear()
+            vm.flush_remote_tlbs()
+        write_user(mm, log.dirty_bitmap, bytes(bitmap))
     return 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..rules import BusError, KernelError
+from ..rules import BusError
 from ..uapi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
@@ -18,6 +18,7 @@ from ..uapi.kvm import (
     KVM_MAP_GPA_RANGE_ENCRYPTED,
     ExitReason,
 )
+from ..uapi.sev import SnpPageType
 from .errors import LaunchError
 from .ovmf import FOUR_GIB, PAGE_SIZE
 from .page_states import frame_of
@@ -59,14 +60,11 @@ class DemoGuest:
         self.launch, self.vm, self.in_place = launch, launch.vm, launch.profile.in_place
         self.memory = launch.kvm.host.memory
         self.events: list[Event] = []
-        self.ended = False
         flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.in_place else 0
         self.gmem = self.vm.create_guest_memfd(RAM.size, flags)
         self.buffer = self.gmem.mmap() if self.in_place else launch.kvm.anonymous(RAM.size)
         self.slot = len(launch.memory)
-        self.vm.set_user_memory_region2(
-            self.slot, RAM.gpa, RAM.size, gmem=self.gmem, userspace_addr=self.buffer.address
-        )
+        self.vm.set_user_memory_region2(self.slot, RAM.gpa, RAM.size, gmem=self.gmem, userspace_addr=self.buffer.address)
 
     def run(self) -> list[Event]:
         """Run the guest until it halts, serving its exits.  Returns everything that happened, in order."""
@@ -98,25 +96,33 @@ class DemoGuest:
         code = cpu.load(RESET_VECTOR, _FIRMWARE_BYTES)
         same = code == bytes(self.launch.plan.firmware.data[-_FIRMWARE_BYTES:])
         self._saw("guest", f"reads its reset vector at {RESET_VECTOR:#x}", "as launched" if same else "NOT as launched")
+        scratch = self._launched_empty()
+        if scratch is not None:
+            cpu.store(scratch, SECRET)
+            self._saw("guest", f"works on launched memory at {scratch:#x}", _shown(cpu.load(scratch, len(SECRET))))
         cpu.accept(page, PAGE_SIZE)
         cpu.store(page, SECRET)
-        self._saw("guest", f"validates the page at {page:#x}, writes", repr(SECRET.decode()))
+        self._saw("guest", f"validates its page at {page:#x}, writes", repr(SECRET.decode()))
         cpu.port_out(DOORBELL_PORT, _PRIVATE)
-        self._saw("guest", "gives the page up (PVALIDATE), asks for it to be shared", "GHCB MSR, page-state change")
+        self._saw("guest", "gives validation up, asks to share the page", "page-state change by GHCB MSR")
         cpu.convert(page, PAGE_SIZE, private=False)
         cpu.store(page, GREETING, shared=True)
         self._saw("guest", "writes to the shared page", repr(GREETING.decode()))
         cpu.port_out(DOORBELL_PORT, _SHARED)
         answer = cpu.load(page, len(ANSWER), shared=True)
-        self._saw("guest", "reads the shared page", _shown(answer, ANSWER))
-        self._saw("guest", "asks for the page to be private again", "GHCB MSR, page-state change")
+        self._saw("guest", "reads the shared page", _shown(answer))
+        self._saw("guest", "asks for the page to be private again", "page-state change by GHCB MSR")
         cpu.convert(page, PAGE_SIZE, private=True)
-        left = cpu.load(page, len(ANSWER))
-        self._saw("guest", "validates it and reads what is left there", _shown(left, ANSWER))
+        left = cpu.load(page, len(SECRET))
+        self._saw("guest", "validates it again, finds there", _shown(left))
         cpu.store(page, SECRET)
-        self._saw("guest", "writes to it and reads back", _shown(cpu.load(page, len(SECRET)), SECRET))
+        self._saw("guest", "writes to it, reads it back", _shown(cpu.load(page, len(SECRET))))
         cpu.port_out(DOORBELL_PORT, _TAKEN_BACK)
-        self.ended = True
+
+    def _launched_empty(self) -> int | None:
+        """A page that was launched without contents: the guest may use it as it likes."""
+        empty = (SnpPageType.ZERO, SnpPageType.UNMEASURED)
+        return next((s.gpa for s in self.launch.plan.steps if s.contents is None and s.page_type in empty), None)
 
     # The VMM
 
@@ -124,14 +130,16 @@ class DemoGuest:
         if exit_.reason is ExitReason.MEMORY_FAULT:
             fault = exit_.memory_fault
             wants = "private" if exit_.wants_private else "shared"
-            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {fault.gpa:#x}, {fault.size:#x} bytes, a {wants} access")
+            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {fault.gpa:#x}, a {wants} access")
             self._convert(fault.gpa, fault.size, private=exit_.wants_private)
         elif exit_.reason is ExitReason.HYPERCALL and exit_.hypercall.nr == KVM_HC_MAP_GPA_RANGE:
             gpa, npages, attributes, *_ = exit_.hypercall.args
             private = bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)
             wants = "private" if private else "shared"
-            self._saw("exit", "KVM_EXIT_HYPERCALL", f"MAP_GPA_RANGE, gpa {gpa:#x}, {npages} page, {wants}")
+            self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages} page, to be {wants}")
             self._convert(gpa, npages * PAGE_SIZE, private=private)
+            if not private:
+                self._look("reads the page as it became shared")
             exit_.answer_hypercall(0)
         elif exit_.reason is ExitReason.IO and exit_.io.port == DOORBELL_PORT:
             step = exit_.io_data()
@@ -145,44 +153,43 @@ class DemoGuest:
         if self.in_place:
             convert = self.gmem.make_private if private else self.gmem.make_shared
             convert(gpa - RAM.gpa, size)
-            call = "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd"
+            call = "KVM_SET_MEMORY_ATTRIBUTES2, guest_memfd"
         else:
             (self.vm.make_private if private else self.vm.make_shared)(gpa, size)
-            call = "KVM_SET_MEMORY_ATTRIBUTES on the VM"
-        self._saw("vmm", call, f"{'private' if private else 'shared'}, and runs the vCPU again")
+            call = "KVM_SET_MEMORY_ATTRIBUTES, VM"
+        self._saw("vmm", call, f"{size // PAGE_SIZE} page made {'private' if private else 'shared'}")
 
     # The host's software, which the guest doesn't trust
 
     def _pry(self) -> None:
         """The host tries to see what the guest wrote to its private page."""
-        self._look("reads the page through its mapping", SECRET)
+        self._look("reads the page through its mapping" if self.in_place else "reads the slot's page in the shared pool")
         pfn = frame_of(self.launch.platform.rmp, RAM.gpa)
         if pfn is not None:
             raw = self.memory.host_read(pfn * PAGE_SIZE, len(SECRET))
-            self._saw("host", "reads the page's memory past its mapping", _shown(raw, SECRET))
+            self._saw("host", "reads the page's memory by another way", _shown(raw))
 
     def _exchange(self) -> None:
         """The host reads the guest's words, and answers."""
-        self._look("reads the shared page", GREETING)
+        self._look("reads the shared page")
         self.buffer[: len(ANSWER)] = ANSWER
         self._saw("host", "writes to the shared page", repr(ANSWER.decode()))
 
-    def _look(self, what: str, wanted: bytes) -> None:
+    def _look(self, what: str) -> None:
         try:
-            found = self.buffer[: len(wanted)]
+            found = self.buffer[: len(SECRET)]
         except BusError as error:
-            self._saw("host", what, f"{error.rule.signal} ({error.rule.id}): {error.why}")
+            self._saw("host", what, f"{error.rule.signal} ({error.rule.id}): {error.rule.text}")
         else:
-            self._saw("host", what, _shown(found, wanted))
+            self._saw("host", what, _shown(found))
 
     def _saw(self, who: str, what: str, result: str) -> None:
         self.events.append(Event(who, what, result))
 
 
-def _shown(found: bytes, wanted: bytes) -> str:
-    """Bytes for people: the words if they are what was written, else that they aren't."""
-    if found == wanted:
-        return repr(wanted.decode())
-    if not any(found):
-        return "zeroes: another page"
-    return f"{found[:8].hex(' ')} ...: noise (simulated ciphertext)"
+def _shown(found: bytes) -> str:
+    """Bytes for people: the words, if somebody here wrote them; else what they look like."""
+    for words in (SECRET, GREETING, ANSWER):
+        if found.startswith(words):
+            return repr(words.decode())
+    return f"{found[:6].hex(' ')} .. (simulated ciphertext)" if any(found) else "zeroes"

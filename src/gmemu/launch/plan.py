@@ -155,7 +155,8 @@ def _signature(vmm: Vmm, vcpu_type: str | int | None) -> int:
     if vcpu_type is None:
         if vmm.needs_cpu_type:
             raise LaunchError(
-                f"no vCPU type was given, and {vmm.name} hands the guest the CPU's signature, which is measured"
+                f"no vCPU type was given, and {vmm.name} hands the guest the CPU's signature, which is measured; "
+                f"give one, such as EPYC-v4"
             )
         return DEFAULT_SIGNATURE
     if not 0 <= vcpu_type < 1 << 32:

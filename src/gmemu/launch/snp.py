@@ -32,6 +32,9 @@ __all__ = ["FLOWS", "Call", "SnpLaunch", "measure_snp"]
 
 FLOWS = ("in-place", "copy")
 
+PIECE = 64 << 20
+"""What one LAUNCH_UPDATE is asked to do at most (bytes): a fraction of a second, and no slower than all at once."""
+
 Progress = Callable[[int, int], None]
 """Called with pages measured so far, and how many there will be."""
 
@@ -79,6 +82,7 @@ class SnpLaunch:
         self.calls: list[Call] = []
         self._log, self._progress, self._done = log, progress, 0
         self._step, self._step_name = 0, ""
+        self._context = -1
         self.memory: list[_Memory] = []
         self.vcpus: list[Vcpu] = []
         self.vm: Vm
@@ -88,12 +92,14 @@ class SnpLaunch:
 
     def run(self) -> bytes:
         """Everything up to LAUNCH_FINISH.  Returns the launch digest (simulated)."""
-        self.platform.psp.log = self._measured
         self.create_vm()
         self.create_memory()
         self.create_vcpus()
+        others = set(self.platform.psp.contexts)
         self.vm.snp.launch_start(self.policy)
+        [self._context] = self.platform.psp.contexts.keys() - others
         self._called("SNP_LAUNCH_START", f"policy {self.policy:#x}; guest context made, ASID bound")
+        self.platform.psp.log = self._measured
         for index, step in enumerate(self.plan.steps):
             self._step, self._step_name = index, step.name
             self.populate(step)
@@ -116,9 +122,7 @@ class SnpLaunch:
             flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.profile.in_place else 0
             gmem = self.vm.create_guest_memfd(region.size, flags)
             buffer = gmem.mmap() if self.flow == "in-place" else self.kvm.anonymous(region.size)
-            self.vm.set_user_memory_region2(
-                slot, region.gpa, region.size, gmem=gmem, userspace_addr=buffer.address
-            )
+            self.vm.set_user_memory_region2(slot, region.gpa, region.size, gmem=gmem, userspace_addr=buffer.address)
             self.memory.append(_Memory(region, gmem, buffer, slot))
             what = "MMAP|INIT_SHARED" if flags else "no flags"
             self._called("KVM_CREATE_GUEST_MEMFD", f"{_size(region.size)}, {what}, bound at {region.gpa:#x}")
@@ -146,7 +150,7 @@ class SnpLaunch:
             self.vm.make_private(step.gpa, step.size)
         source = 0 if self.flow == "in-place" else memory.buffer.address + offset
         try:
-            calls = self.vm.snp.launch_update(step.gpa, step.size, step.page_type, source)
+            calls = self._launch_update(step, source)
         except OSError as error:
             status = getattr(error, "fw_error", PspStatus.SUCCESS)
             why = f" (firmware status {status.name})" if status else ""
@@ -156,13 +160,22 @@ class SnpLaunch:
         where = "in place" if not source else f"from {source:#x}"
         self._called(f"SNP_LAUNCH_UPDATE {step.name}", f"{step.pages} {kind} at {step.gpa:#x}, {where}{took}")
 
+    def _launch_update(self, step: PlanStep, source: int) -> int:
+        """LAUNCH_UPDATE of a step, in pieces so that progress can be told.  Returns how many calls it took."""
+        calls = 0
+        for at in range(0, step.size, PIECE):
+            size = min(PIECE, step.size - at)
+            calls += self.vm.snp.launch_update(step.gpa + at, size, step.page_type, source + at if source else 0)
+        return calls
+
     def finish(self) -> None:
         """LAUNCH_FINISH, which adds a VMSA for each vCPU."""
         self._step, self._step_name = len(self.plan.steps), ""
         self.vm.snp.launch_finish()
-        [context] = self.platform.psp.contexts.values()
-        self.measurement = context.ld.value
-        self._called("SNP_LAUNCH_FINISH", f"{len(self.vcpus)} VMSAs measured; the digest is final")
+        self.platform.psp.log = None
+        self.measurement = self.platform.psp.contexts[self._context].ld.value
+        vmsas = "1 VMSA" if len(self.vcpus) == 1 else f"{len(self.vcpus)} VMSAs"
+        self._called("SNP_LAUNCH_FINISH", f"{vmsas} measured; the digest is final")
 
     def pages_by_state(self) -> dict[str, int]:
         """How many 4 KiB pages the RMP has in each state but HYPERVISOR."""
@@ -189,7 +202,9 @@ class SnpLaunch:
         self.calls.append(Call(name, effect))
 
     def _measured(self, context: int, page_type: int, rows: list[Row]) -> None:
-        """The firmware measured pages: log them, tell how far it got."""
+        """The firmware measured pages: log them if they are this guest's, tell how far it got."""
+        if context != self._context:
+            return
         if self._log is not None:
             kind, first = SnpPageType(page_type), not self._step_name
             for gpa, contents, digest in rows:

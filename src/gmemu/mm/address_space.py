@@ -16,8 +16,8 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE, HostAccessFault
 from ..rangemap import RangeMap
 from ..rules import BusError, KernelError, SegmentationFault
 from ..rules import mm as rules
-from ..uapi.mman import PROT_WRITE
-from .file import File
+from ..uapi.mman import GUP_PIN_COUNTING_BIAS, PROT_EXEC, PROT_WRITE
+from .file import File, fput
 from .filemap import PageCache
 from .page import Memmap
 
@@ -27,8 +27,9 @@ TASK_SIZE_PAGES = (1 << 47 >> PAGE_SHIFT) - 1
 MMAP_BASE_PAGES = 0x7F0000000000 >> PAGE_SHIFT
 ZERO_PAGE = None
 
-Pte = tuple[int | None, bool]
-"""(pfn - vpn, writable); the delta of the shared zero page is None."""
+Pte = tuple[int | None, bool | None]
+"""(pfn - vpn, writable); the delta of the shared zero page is None.  Writable is None under PROT_NONE: the page is kept,
+but nobody may touch it."""
 
 
 class MmuNotifier(Protocol):
@@ -41,7 +42,7 @@ class MmuNotifier(Protocol):
 class Vma:
     """A mapping of [start, end) pages: of file pages from `pgoff`, or of anonymous memory."""
 
-    __slots__ = ("end", "file", "mapping", "mm", "pgoff", "prot", "shared", "start")
+    __slots__ = ("dont_copy", "end", "file", "locked", "mapping", "mm", "pgoff", "prot", "shared", "start", "wipe_on_fork")
 
     def __init__(
         self, mm: AddressSpace, start: int, end: int, prot: int, shared: bool, file: File | None, pgoff: int
@@ -49,6 +50,11 @@ class Vma:
         self.mm, self.start, self.end, self.prot, self.shared = mm, start, end, prot, shared
         self.file, self.pgoff = file, pgoff
         self.mapping: PageCache | None = None
+        self.dont_copy = self.wipe_on_fork = self.locked = False
+
+    def pages_of(self, start: int, end: int) -> tuple[int, int]:
+        """Where file pages [start, end) are mapped here: virtual pages; nowhere if the first isn't below the last."""
+        return self.start + max(start - self.pgoff, 0), min(self.start + end - self.pgoff, self.end)
 
     def __lt__(self, other: Vma) -> bool:
         return self.start < other.start
@@ -67,6 +73,8 @@ class AddressSpace:
         self.page_table_lock = self.rt.spinlock("page_table_lock")
         self.vmas: list[Vma] = []
         self.ptes: RangeMap[Pte] = RangeMap()
+        self.hwpoison: set[int] = set()
+        """virtual pages whose memory went bad while they were mapped (hwpoison entries)"""
         self.notifiers: list[MmuNotifier] = []
         memmap.mmlist.add(self)
 
@@ -95,12 +103,14 @@ class AddressSpace:
         return end - pages
 
     def map_region(self, start: int, pages: int, prot: int, shared: bool, file: File | None, pgoff: int) -> Vma:
-        """mmap_region(): make the mapping; what was there goes first.  The caller holds mmap_lock for writing."""
+        """mmap_region(): make the mapping.  What was there goes first, so a file that then refuses leaves a gap.
+
+        The caller holds mmap_lock for writing.
+        """
         vma = Vma(self, start, start + pages, prot, shared, file, pgoff)
-        if file is not None:
-            file.mmap(vma)
         self.unmap_region(start, start + pages)
         if file is not None:
+            file.mmap(vma)
             file.get()
         self._link(vma)
         return vma
@@ -111,64 +121,118 @@ class AddressSpace:
             with vma.mapping.i_mmap_rwsem.exclusive:
                 vma.mapping.i_mmap.append(vma)
 
-    def _unlink(self, vma: Vma) -> None:
-        self.vmas.remove(vma)
-        if vma.mapping is not None:
-            with vma.mapping.i_mmap_rwsem.exclusive:
-                vma.mapping.i_mmap.remove(vma)
-
     def unmap_region(self, start: int, end: int) -> None:
         """do_vmi_munmap(): take [start, end) pages out, splitting mappings at its ends."""
-        for vma in self.overlapping(start, end):
-            self.zap_page_range(max(vma.start, start), min(vma.end, end))
-            self._unlink(vma)
-            for s, e in ((vma.start, min(vma.end, start)), (max(vma.start, end), vma.end)):
-                if s < e:
-                    self._copy(vma, s, e, vma.prot)
+        for whole in self.overlapping(start, end):
+            vma = self._isolate(whole, max(whole.start, start), min(whole.end, end))
+            self.vmas.remove(vma)
+            self.zap_page_range(vma.start, vma.end)
+            if vma.mapping is not None:
+                with vma.mapping.i_mmap_rwsem.exclusive:
+                    vma.mapping.i_mmap.remove(vma)
             if vma.file is not None:
-                vma.file.put()
+                fput(self.rt, vma.file)
 
-    def _copy(self, vma: Vma, start: int, end: int, prot: int) -> Vma:
-        part = Vma(self, start, end, prot, vma.shared, vma.file, vma.pgoff + start - vma.start)
-        part.mapping = vma.mapping
+    def _isolate(self, vma: Vma, start: int, end: int) -> Vma:
+        """__split_vma() at both ends: `vma` becomes [start, end), and what else it covered mappings of their own.
+
+        The file sees all of it at once, so nobody who looks for mappings of a page misses one.
+        """
+        if (vma.start, vma.end) == (start, end):
+            return vma
+        if vma.mapping is None:
+            self._split(vma, start, end)
+        else:
+            with vma.mapping.i_mmap_rwsem.exclusive:
+                vma.mapping.i_mmap += self._split(vma, start, end)
+        return vma
+
+    def _split(self, vma: Vma, start: int, end: int) -> list[Vma]:
+        rest = [self._part(vma, s, e) for s, e in ((vma.start, start), (end, vma.end)) if s < e]
+        vma.pgoff += start - vma.start
+        vma.start, vma.end = start, end
+        for part in rest:
+            insort(self.vmas, part)
+        return rest
+
+    def _part(self, vma: Vma, start: int, end: int) -> Vma:
+        """vm_area_dup() of pages [start, end) of `vma`, for this address space.  Holds the file."""
+        part = Vma(self, start, end, vma.prot, vma.shared, vma.file, vma.pgoff + start - vma.start)
+        part.mapping, part.locked = vma.mapping, vma.locked and vma.mm is self
+        part.dont_copy, part.wipe_on_fork = vma.dont_copy, vma.wipe_on_fork
         if part.file is not None:
             part.file.get()
-        self._link(part)
         return part
 
     def protect(self, start: int, end: int, prot: int) -> None:
-        """mprotect(): change [start, end) pages' protection.  Raises ENOMEM (`mm.mprotect.unmapped`)."""
-        parts = self.overlapping(start, end)
-        if sum(min(v.end, end) - max(v.start, start) for v in parts) != end - start:
-            raise rules.MPROTECT_UNMAPPED(f"{start << PAGE_SHIFT:#x}-{end << PAGE_SHIFT:#x}")
-        for vma in parts:
-            s, e = max(vma.start, start), min(vma.end, end)
-            with self._notified(s, e):
-                for rs, re, (delta, _) in list(self.ptes.runs(s, e)):
-                    if prot:
-                        self.ptes.set(rs, re, (delta, False))
-                    else:
-                        self._clear(rs, re)
-            self._unlink(vma)
-            for ps, pe, pp in ((vma.start, s, vma.prot), (s, e, prot), (e, vma.end, vma.prot)):
-                if ps < pe:
-                    self._copy(vma, ps, pe, pp)
-            if vma.file is not None:
-                vma.file.put()
+        """mprotect(): change [start, end) pages' protection; what comes before a refusal was changed.
+
+        Raises ENOMEM (`mm.mprotect.unmapped`), EACCES (`mm.mprotect.access`).
+        """
+        at = start
+        for vma in self.overlapping(start, end):
+            if vma.start > at:
+                break
+            if prot & PROT_EXEC and vma.file is not None and vma.file.noexec:
+                raise rules.MPROTECT_ACCESS(f"{vma}")
+            at = min(vma.end, end)
+            self._protect_vma(self._isolate(vma, max(vma.start, start), at), prot)
+        if at < end:
+            raise rules.MPROTECT_UNMAPPED(f"address {at << PAGE_SHIFT:#x}")
+
+    def set_at_fork(
+        self, vma: Vma, start: int, end: int, *, dont_copy: bool | None = None, wipe: bool | None = None
+    ) -> None:
+        """VM_DONTCOPY and VM_WIPEONFORK of a mapping's pages [start, end): a child won't have them, or finds zeroes."""
+        part = self._isolate(vma, start, end)
+        part.dont_copy = part.dont_copy if dont_copy is None else dont_copy
+        part.wipe_on_fork = part.wipe_on_fork if wipe is None else wipe
+
+    def _protect_vma(self, vma: Vma, prot: int) -> None:
+        """mprotect_fixup(): every entry is kept; the next write has to fault."""
+        vma.prot = prot
+        with self._notified(vma.start, vma.end), self.page_table_lock:
+            self.rt.writes_each(("pte", self), vma.start, vma.end)
+            for s, e, (delta, _) in list(self.ptes.runs(vma.start, vma.end)):
+                self.ptes.set(s, e, (delta, False if prot else None))
 
     # Page tables
 
     def zap_page_range(self, start: int, end: int) -> None:
-        """zap_page_range_single(): clear the entries of [start, end) pages and drop their references."""
+        """zap_page_range_single() by the process itself: its [start, end) pages are as if never touched."""
+        self.hwpoison.difference_update([vpn for vpn in self.hwpoison if start <= vpn < end])
+        self.unmap_page_range(start, end)
+
+    def unmap_page_range(self, start: int, end: int) -> None:
+        """Clear the entries of [start, end) pages and drop their references.  Marks of bad memory stay."""
         if self.notifiers:
             with self._notified(start, end):
                 self._clear(start, end)
         else:
             self._clear(start, end)
 
+    def unmap_file_pages(self, vma: Vma, start: int, end: int) -> None:
+        """unmap_page_range() without even_cows: entries of [start, end) pages that lead to the file's own pages."""
+        if vma.shared:
+            self.unmap_page_range(start, end)
+        else:
+            for s, e in list(self.file_ptes(vma, start, end)):
+                self.unmap_page_range(s, e)
+
+    def file_ptes(self, vma: Vma, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Runs of entries in [start, end) pages of `vma` that lead to the file's own pages, not to copies of them."""
+        assert vma.mapping is not None
+        shift = vma.pgoff - vma.start
+        for s, e, (delta, _) in self.ptes.runs(start, end):
+            if delta is ZERO_PAGE:
+                continue
+            for first, last, found in vma.mapping.pages.runs(s + shift, e + shift):
+                if found == delta - shift:
+                    yield first - shift, last - shift
+
     def _clear(self, start: int, end: int) -> None:
         with self.page_table_lock:
-            self.rt.writes(("pte", self, start))
+            self.rt.writes_each(("pte", self), start, end)
             if self.ptes.empty(start, end):
                 return
             gone = list(self.ptes.runs(start, end))
@@ -181,13 +245,18 @@ class AddressSpace:
         return _Notified([n.invalidate_range(start, end) for n in self.notifiers])
 
     def pte(self, vpn: int) -> tuple[int, bool] | None:
-        """(pfn, writable) of the entry at `vpn`, if there is one."""
+        """(pfn, writable) of the entry at `vpn`, if there is one that may be used."""
         self.rt.reads(("pte", self, vpn))
         entry = self.ptes[vpn]
-        if entry is None:
+        if entry is None or entry[1] is None:
             return None
-        delta, writable = entry
+        delta, writable = entry[0], entry[1]
         return (self.memmap.zero_pfn if delta is ZERO_PAGE else vpn + delta), writable
+
+    def find_pfn(self, pfn: int) -> list[int]:
+        """rmap_walk() in this address space: the virtual pages whose entries lead to page frame `pfn`."""
+        runs = ((s, e, delta) for s, e, (delta, _) in self.ptes.runs() if delta is not ZERO_PAGE)
+        return [pfn - delta for s, e, delta in runs if s <= pfn - delta < e]
 
     # Faults
 
@@ -201,73 +270,111 @@ class AddressSpace:
             self.fault_locked(vpn, self.rt.batch(count), write, address)
 
     def fault_locked(self, vpn: int, count: int, write: bool, address: int) -> None:
-        """`handle_mm_fault` for a caller that holds mmap_lock."""
+        """`handle_mm_fault` for a caller that holds mmap_lock.  Every path looks again under the page table's lock: what
+        came meanwhile stays, and the access is tried once more."""
         vma = self.find_vma(vpn)
         if vma is None:
             raise SegmentationFault(rules.UNMAPPED, address)
         if not vma.prot or (write and not vma.prot & PROT_WRITE):
             raise SegmentationFault(rules.PROTECTION, address, f"{'write to' if write else 'read of'} {vma}")
         count = min(count, vma.end - vpn)
+        self.rt.reads(("pte", self, vpn))
         entry = self.ptes[vpn]
         if entry is not None and (entry[1] or not write):
             return  # spurious: somebody else was here first
+        if vpn in self.hwpoison:
+            raise BusError(rules.POISONED, address, f"{vma}")
         try:
             if entry is None and vma.file is not None:
-                self._fault_file(vma, vpn, count, write, address)
+                self._fault_file(vma, vma.file, vpn, count, write, address)
             elif entry is None and write:
                 self._fault_anonymous(vpn, count)
             elif entry is None:
-                self._install(vpn, vpn + 1, (ZERO_PAGE, False))
+                self._fault_zero_page(vpn)
             elif vma.shared:
-                self._install(vpn, vpn + 1, (entry[0], True))
-            else:
-                self._wp_fault(vma, vpn)
+                self._replace(vpn, entry, (entry[0], True))
+            elif entry is not None:
+                self._wp_fault(vma, vpn, entry)
         except KernelError as error:
             raise BusError(rules.FAULT_OOM, address, str(error)) from error
 
-    def _fault_file(self, vma: Vma, vpn: int, count: int, write: bool, address: int) -> None:
+    def _fault_file(self, vma: Vma, file: File, vpn: int, count: int, write: bool, address: int) -> None:
         """do_shared_fault(), do_read_fault(): the file gives locked folios; the entries take over their references.
 
         A private mapping is mapped read-only first, and copied by the fault that follows if it's to be written.
         """
-        assert vma.file is not None
         _, end, _ = self.ptes.run(vpn)
-        folio = vma.file.fault(vma, vma.pgoff + vpn - vma.start, min(count, end - vpn), write, address)
-        assert vma.mapping is not None
-        self.memmap.map(folio.pfn, folio.count)
-        self._install(vpn, vpn + folio.count, (folio.pfn - vpn, vma.shared and write))
-        vma.mapping.unlock_folio(folio)
+        folio = file.fault(vma, vma.pgoff + vpn - vma.start, min(count, end - vpn), write, address)
+        mapping = vma.mapping
+        assert mapping is not None
+        sound = self.memmap.sound(folio.pfn, folio.count)
+        done = self._install(vpn, vpn + sound, folio.pfn - vpn, vma.shared and write)
+        mapping.unlock_folio(folio)
+        if done < folio.count:
+            self.memmap.put(folio.pfn + done, folio.count - done)
+        if not sound:
+            raise BusError(rules.POISONED, address, f"{vma}")
+
+    def _install(self, start: int, end: int, delta: int, writable: bool) -> int:
+        """set_pte_range(): map pages from `start` + `delta` at [start, end), up to the first that is there: how many."""
+        with self.page_table_lock:
+            self.rt.writes_each(("pte", self), start, end)
+            _, free, entry = self.ptes.run(start)
+            count = min(end, free) - start if entry is None else 0
+            if count > 0:
+                self.memmap.map(start + delta, count)
+                self.ptes.set(start, start + count, (delta, writable))
+        return count
+
+    def _replace(self, vpn: int, old: Pte | None, new: Pte) -> bool:
+        """Change one entry if it's still `old` (pte_same): whether it was."""
+        with self.page_table_lock:
+            self.rt.writes(("pte", self, vpn))
+            same = self.ptes[vpn] == old
+            if same:
+                self.ptes.set(vpn, vpn + 1, new)
+        return same
 
     def _fault_anonymous(self, vpn: int, count: int) -> None:
         """do_anonymous_page() for writing: zeroed pages of this process's own."""
         _, end, _ = self.ptes.run(vpn)
         for pfn, have in self.memmap.alloc(min(count, end - vpn)):
             self.memory.clear(pfn, have)
-            self.memmap.map(pfn, have)
-            self.ptes.set(vpn, vpn + have, (pfn - vpn, True))
+            done = self._install(vpn, vpn + have, pfn - vpn, True)
+            if done < have:
+                self.memmap.put(pfn + done, have - done)
             vpn += have
 
-    def _install(self, start: int, end: int, entry: Pte) -> None:
-        with self.page_table_lock:
-            self.rt.writes(("pte", self, start))
-            self.ptes.set(start, end, entry)
+    def _fault_zero_page(self, vpn: int) -> None:
+        """do_anonymous_page() for reading: the zero page, to which no entry counts as a reference."""
+        self._replace(vpn, None, (ZERO_PAGE, False))
 
-    def _wp_fault(self, vma: Vma, vpn: int) -> None:
-        """do_wp_page(): a private page is written; take it over if it's ours alone, else copy it."""
-        entry = self.ptes[vpn]
-        assert entry is not None
+    def _wp_fault(self, vma: Vma, vpn: int, entry: Pte) -> None:
+        """do_wp_page(): a private page is written; take it over if it's this process's alone, else copy it."""
         delta = entry[0]
-        if delta is not ZERO_PAGE and vma.file is None and self.memmap.refcount(vpn + delta) == 1:
-            self.ptes.set(vpn, vpn + 1, (delta, True))
+        if delta is not ZERO_PAGE and self._is_anonymous(vma, vpn, vpn + delta) and self._is_exclusive(vpn + delta):
+            self._replace(vpn, entry, (delta, True))
             return
+        [(pfn, _)] = self.memmap.alloc(1)
+        self.memory.clear(pfn, 1)
+        if delta is not ZERO_PAGE:
+            self.memory.copy(pfn, vpn + delta, 1)
         with self._notified(vpn, vpn + 1):
-            [(pfn, _)] = self.memmap.alloc(1)
-            self.memory.clear(pfn, 1)
-            if delta is not ZERO_PAGE:
-                self.memory.write(pfn << PAGE_SHIFT, self.memory.read((vpn + delta) << PAGE_SHIFT, PAGE_SIZE))
-            self._clear(vpn, vpn + 1)
             self.memmap.map(pfn)
-            self.ptes.set(vpn, vpn + 1, (pfn - vpn, True))
+            if not self._replace(vpn, entry, (pfn - vpn, True)):
+                self.memmap.unmap(pfn)
+            elif delta is not ZERO_PAGE:
+                self.memmap.unmap(vpn + delta)
+
+    @staticmethod
+    def _is_anonymous(vma: Vma, vpn: int, pfn: int) -> bool:
+        """folio_test_anon(): not the file's own page, if there is a file."""
+        return vma.mapping is None or vma.mapping.pfn(vma.pgoff + vpn - vma.start) != pfn
+
+    def _is_exclusive(self, pfn: int) -> bool:
+        """PageAnonExclusive(), as far as counts tell: mapped once, and any further references are pins."""
+        others = self.memmap.refcount(pfn) - 1
+        return self.memmap.mapcount(pfn) == 1 and others % GUP_PIN_COUNTING_BIAS == 0
 
     # Access by the process
 
@@ -278,19 +385,25 @@ class AddressSpace:
         """
         end = address + length
         last = (end + PAGE_SIZE - 1) >> PAGE_SHIFT
+        mark = self.rt.writes if write else self.rt.reads
         while address < end:
             vpn = address >> PAGE_SHIFT
+            self.rt.reads(("pte", self, vpn))
             _, run_end, entry = self.ptes.run(vpn)
-            if entry is None or (write and not entry[1]):
+            if entry is None or entry[1] is None or (write and not entry[1]):
                 self.handle_mm_fault(vpn, last - vpn, write, address)
                 continue
             delta, _ = entry
-            stop = min(run_end << PAGE_SHIFT, end)
             if delta is ZERO_PAGE:
                 stop = min((vpn + 1) << PAGE_SHIFT, end)
                 yield (self.memmap.zero_pfn << PAGE_SHIFT) + (address & (PAGE_SIZE - 1)), stop - address
-            else:
-                yield address + (delta << PAGE_SHIFT), stop - address
+                address = stop
+                continue
+            mark(("memory", vpn + delta))
+            if self.ptes[vpn] != entry:
+                continue  # the processor looks the address up and uses it in one go
+            stop = min((vpn + self.rt.batch(run_end - vpn)) << PAGE_SHIFT, end)
+            yield address + (delta << PAGE_SHIFT), stop - address
             address = stop
 
     def read(self, address: int, length: int) -> bytes:
@@ -300,7 +413,7 @@ class AddressSpace:
             try:
                 pieces.append(self.memory.host_read(pa, n))
             except HostAccessFault as owned:
-                raise BusError(rules.OWNED_BY_GUEST, address, str(owned)) from None
+                raise BusError(rules.OWNED_BY_GUEST, address + sum(map(len, pieces)), str(owned)) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -318,38 +431,56 @@ class AddressSpace:
 
     def fork(self) -> AddressSpace:
         """dup_mmap(): a child with the same mappings.  Shared file mappings are faulted in anew; private pages are shared
-        copy-on-write, but a pinned one is copied at once, so that its holder keeps seeing the parent's."""
+        copy-on-write, but a pinned one is copied at once, so that its holder keeps seeing the parent's.
+
+        Raises ENOMEM (`mm.page.oom`); nothing is left of the child then.
+        """
         child = AddressSpace(self.memmap)
         with self.mmap_lock.exclusive:
-            for vma in self.vmas:
-                child._copy(vma, vma.start, vma.end, vma.prot)
-                if not vma.shared:
-                    self._fork_private(child, vma)
+            try:
+                for vma in self.vmas:
+                    if vma.dont_copy:
+                        continue
+                    child._link(child._part(vma, vma.start, vma.end))
+                    if not vma.shared and not vma.wipe_on_fork:
+                        self._fork_private(child, vma)
+            except BaseException:
+                child.exit()
+                raise
         return child
 
     def _fork_private(self, child: AddressSpace, vma: Vma) -> None:
-        with self._notified(vma.start, vma.end):
-            for start, end, (delta, _) in list(self.ptes.runs(vma.start, vma.end)):
+        child.hwpoison.update(vpn for vpn in self.hwpoison if vma.start <= vpn < vma.end)
+        with self._notified(vma.start, vma.end), self.page_table_lock:
+            self.rt.writes_each(("pte", self), vma.start, vma.end)
+            for start, end, (delta, writable) in list(self.ptes.runs(vma.start, vma.end)):
+                protected = None if writable is None else False
                 if delta is ZERO_PAGE:
-                    child.ptes.set(start, end, (ZERO_PAGE, False))
+                    child.ptes.set(start, end, (ZERO_PAGE, protected))
                     continue
-                for vpn in range(start, end):
-                    pfn = vpn + delta
-                    if self.memmap.maybe_dma_pinned(pfn):
-                        [(copy, _)] = self.memmap.alloc(1)
-                        self.memory.clear(copy, 1)
-                        self.memory.write(copy << PAGE_SHIFT, self.memory.read(pfn << PAGE_SHIFT, PAGE_SIZE))
-                        child.memmap.map(copy)
-                        child.ptes.set(vpn, vpn + 1, (copy - vpn, True))
+                for s, e, refs in list(self.memmap.refs.runs(start + delta, end + delta)):
+                    first, last = s - delta, e - delta
+                    if refs >= GUP_PIN_COUNTING_BIAS and self._is_anonymous(vma, first, s):
+                        self._fork_pinned(child, first, last, delta, writable)
                         continue
-                    self.memmap.get(pfn)
-                    self.memmap.map(pfn)
-                    self.ptes.set(vpn, vpn + 1, (delta, False))
-                    child.ptes.set(vpn, vpn + 1, (delta, False))
+                    self.memmap.get(s, e - s)
+                    self.memmap.map(s, e - s)
+                    self.ptes.set(first, last, (delta, protected))
+                    child.ptes.set(first, last, (delta, protected))
+
+    def _fork_pinned(self, child: AddressSpace, start: int, end: int, delta: int, writable: bool | None) -> None:
+        """copy_present_page(): pages [start, end) stay the parent's, and the child has copies from the beginning."""
+        for pfn, count in self.memmap.alloc(end - start):
+            self.memory.clear(pfn, count)
+            self.memory.copy(pfn, start + delta, count)
+            self.memmap.map(pfn, count)
+            child.ptes.set(start, start + count, (pfn - start, writable))
+            start += count
 
     def exit(self) -> None:
         """exit_mmap(): nothing is left."""
-        self.unmap_region(0, TASK_SIZE_PAGES)
+        with self.mmap_lock.exclusive:
+            self.unmap_region(0, TASK_SIZE_PAGES)
 
 
 class _Notified(AbstractContextManager[None]):
@@ -363,5 +494,3 @@ class _Notified(AbstractContextManager[None]):
     def __exit__(self, *exc: object) -> None:
         for part in self._parts:
             part.__exit__(None, None, None)
-
-

@@ -10,10 +10,11 @@ from ..rules import mm as rules
 from .filemap import Folio, PageCache
 
 if TYPE_CHECKING:
+    from ..sync import Runtime
     from .address_space import Vma
     from .uaccess import UserPointer
 
-__all__ = ["File", "Inode", "Stat"]
+__all__ = ["File", "Inode", "Stat", "fput", "vfs_fallocate"]
 
 S_IFREG = 0o100000
 
@@ -67,7 +68,7 @@ class File:
         return True
 
     def put(self) -> None:
-        """fput(): the last reference releases the file."""
+        """__fput_sync(): the last reference releases the file, at once.  For who holds no lock (see `fput`)."""
         self.count -= 1
         if self.count == 0:
             self.release()
@@ -82,6 +83,11 @@ class File:
     def mmap(self, vma: Vma) -> None:
         """f_op->mmap(): may refuse, and may set `vma.mapping`."""
         raise rules.MMAP_UNSUPPORTED(self.name)
+
+    @property
+    def can_mmap(self) -> bool:
+        """can_mmap_file(): the file has an f_op->mmap, which may still refuse."""
+        return type(self).mmap is not File.mmap
 
     def fault(self, vma: Vma, index: int, count: int, write: bool, address: int) -> Folio:
         """vm_ops->fault() for `count` pages from file page `index`: locked folios with a reference.  May give fewer.
@@ -121,6 +127,14 @@ class File:
     def stat(self) -> Stat:
         """fstat()."""
         return self.inode.stat()
+
+
+def fput(rt: Runtime, file: File) -> None:
+    """fput(): drop a reference.  If it's the last, the file is released when the task leaves the kernel, without a lock."""
+    rt.writes(("file-count", file))
+    file.count -= 1
+    if file.count == 0:
+        rt.current.work.append(file.release)
 
 
 def vfs_fallocate(file: File, mode: int, offset: int, length: int) -> None:

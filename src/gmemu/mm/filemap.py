@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..rangemap import RangeMap
 from .page import Memmap
@@ -16,12 +16,20 @@ if TYPE_CHECKING:
 __all__ = ["Folio", "PageCache"]
 
 
-class Folio(NamedTuple):
+class Folio:
     """`count` order-0 folios in a row, each referenced once for the holder and locked: index and pfn of the first."""
 
-    index: int
-    pfn: int
-    count: int
+    __slots__ = ("count", "index", "pfn")
+
+    def __init__(self, index: int, pfn: int, count: int) -> None:
+        self.index, self.pfn, self.count = index, pfn, count
+
+    def first(self, count: int) -> Folio:
+        """The first `count` of them."""
+        return Folio(self.index, self.pfn, count)
+
+    def __repr__(self) -> str:
+        return f"<Folio {self.index:#x}+{self.count} pfn {self.pfn:#x}>"
 
 
 class PageCache:
@@ -39,6 +47,8 @@ class PageCache:
         memmap.caches.add(self)
         self.free_folio: Callable[[int, int], None] | None = None
         """a_ops->free_folio(pfn, count): the folios left the cache."""
+        self.error_remove_folio: Callable[[int], bool] | None = None
+        """a_ops->error_remove_folio(index): the folio's memory is bad.  Whether that was dealt with (MF_RECOVERED)."""
 
     def pfn(self, index: int) -> int | None:
         """The page frame at `index`, without taking a reference."""
@@ -51,29 +61,47 @@ class PageCache:
         Of `count` pages wanted, as many as are alike (all there and contiguous, or all missing) are done at once.  Raises
         ENOMEM (`mm.page.oom`).
         """
-        self.rt.reads(("page-cache", self, index))
-        _, end, delta = self.pages.run(index)
-        count = min(count, end - index)
-        if delta is None:
-            return self._add_folio(index, count)
-        folio = Folio(index, index + delta, count)
-        self.memmap.get(folio.pfn, count)
-        self.memmap.folio_lock(folio.pfn)
-        return folio
+        while True:
+            self.rt.reads(("page-cache", self, index))
+            _, end, delta = self.pages.run(index)
+            have = min(count, end - index)
+            folio = self._add_folio(index, have) if delta is None else self._lock_folio(Folio(index, index + delta, have))
+            if folio is not None:
+                return folio
 
-    def _add_folio(self, index: int, count: int) -> Folio:
-        """filemap_add_folio(): a new folio has the cache's reference, the caller's, and its LRU batch's."""
+    def _lock_folio(self, folio: Folio) -> Folio | None:
+        """__filemap_get_folio() with FGP_LOCK, once it was looked up.  None if it left the cache meanwhile."""
+        if not self.memmap.try_get(folio.pfn, folio.count):
+            return None
+        self.memmap.folio_lock(folio.pfn)
+        self.rt.reads(("page-cache", self, folio.index))
+        if self.pages[folio.index] == folio.pfn - folio.index:
+            return folio
+        self.unlock_folio(folio)
+        self.put_folio(folio)
+        return None
+
+    def _add_folio(self, index: int, count: int) -> Folio | None:
+        """filemap_add_folio(): a new folio has the cache's reference, the caller's, and its LRU batch's.
+
+        None if somebody else's was added first.
+        """
         runs = self.memmap.alloc(count)
+        self.rt.writes_each(("page-cache", self), index, index + count)
+        if not self.pages.empty(index, index + count):
+            for pfn, have in runs:
+                self.memmap.put(pfn, have)
+            return None
         at = index
         for pfn, have in runs:
-            self.rt.writes(("page-cache", self, at))
             self.pages.set(at, at + have, pfn - at)
-            self.lru.folio_add_lru(self.rt.current.cpu, pfn, have)
             at += have
         self.nrpages += count
         pfn, have = runs[0]
         self.memmap.get(pfn, have)
         self.memmap.folio_lock(pfn)
+        for first, number in runs:
+            self.lru.folio_add_lru(self.rt.current.cpu, first, number)
         return Folio(index, pfn, have)
 
     def unlock_folio(self, folio: Folio) -> None:
@@ -102,36 +130,45 @@ class PageCache:
         self.uptodate.set(folio.index, folio.index + folio.count, True)
 
     def truncate_range(self, start: int, end: int) -> None:
-        """truncate_inode_pages_range(): unmap and drop every folio in [start, end).  Who holds a reference keeps the page."""
-        gone = list(self.pages.runs(start, end))
-        if not gone:
+        """truncate_inode_pages_range(): unmap and drop every folio in [start, end).  A reference keeps the page, not the
+        place in the file.
+
+        The lock of each folio is taken, so that a fault that has the folio already gets its entry in first, to be unmapped.
+        """
+        for s, e, delta in list(self.pages.runs(start, end)):
+            step = self.rt.batch(e - s)
+            for index in range(s, e, step):
+                self._truncate_folio(Folio(index, index + delta, step))
+
+    def _truncate_folio(self, folio: Folio) -> None:
+        """truncate_inode_folio()."""
+        index, end = folio.index, folio.index + folio.count
+        self.memmap.folio_lock(folio.pfn)
+        self.rt.writes_each(("page-cache", self), index, end)
+        if not self.pages.covers(index, end, folio.pfn - index):
+            self.unlock_folio(folio)  # somebody else truncated it
             return
-        self.unmap_pages(start, end)
-        self.pages.clear(start, end)
-        self.uptodate.clear(start, end)
-        for s, e, delta in gone:
-            self.rt.writes(("page-cache", self, s))
-            self.nrpages -= e - s
-            if self.free_folio is not None:
-                self.free_folio(s + delta, e - s)
-            self.memmap.put(s + delta, e - s)
+        if not self.memmap.maps.empty(folio.pfn, folio.pfn + folio.count):
+            self.unmap_pages(index, end)
+        self.pages.clear(index, end)
+        self.uptodate.clear(index, end)
+        self.nrpages -= folio.count
+        self.unlock_folio(folio)
+        if self.free_folio is not None:
+            self.free_folio(folio.pfn, folio.count)
+        self.put_folio(folio)
 
     def unmap_pages(self, start: int, end: int) -> None:
-        """unmap_mapping_pages(): take [start, end) out of every process's page tables."""
+        """unmap_mapping_pages() without even_cows: take [start, end) out of every process's page tables, except for the
+        private copies that processes made of them."""
         if not self.i_mmap:
             return
         with self.i_mmap_rwsem.shared:
             for vma in self.i_mmap:
-                first = vma.start + max(start - vma.pgoff, 0)
-                last = min(vma.start + end - vma.pgoff, vma.end)
+                first, last = vma.pages_of(start, end)
                 if first < last:
-                    vma.mm.zap_page_range(first, last)
+                    vma.mm.unmap_file_pages(vma, first, last)
 
     def is_mapped(self, start: int, end: int) -> bool:
         """Whether any process has a page table entry for a page of [start, end)."""
-        for vma in self.i_mmap:
-            first = vma.start + max(start - vma.pgoff, 0)
-            last = min(vma.start + end - vma.pgoff, vma.end)
-            if first < last and not vma.mm.ptes.empty(first, last):
-                return True
-        return False
+        return any(True for vma in self.i_mmap for _ in vma.mm.file_ptes(vma, *vma.pages_of(start, end)))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..hw.memory import PAGE_SHIFT
 from ..rules import MemoryFault
 from ..rules import mm as rules
-from ..uapi.mman import FOLL_PIN, FOLL_WRITE
+from ..uapi.mman import FOLL_HWPOISON, FOLL_PIN, FOLL_WRITE, GUP_PIN_COUNTING_BIAS
 from .address_space import AddressSpace
 
 __all__ = ["get_user_pages_fast", "put_pages"]
@@ -16,7 +16,7 @@ def get_user_pages_fast(mm: AddressSpace, address: int, count: int, flags: int =
     """Reference `count` pages from user `address` (page aligned, bytes): runs of (pfn, count), in order.
 
     With FOLL_PIN each page gets GUP_PIN_COUNTING_BIAS references (release with `Memmap.unpin`), else one.  Nothing is held
-    when it fails, with EFAULT (`mm.gup.fault`) or EHWPOISON (`mm.gup.hwpoison`).
+    when it fails, with EFAULT (`mm.gup.fault`), ENOMEM, or, for those who ask with FOLL_HWPOISON, EHWPOISON.
     """
     runs: list[tuple[int, int]] = []
     vpn, end = address >> PAGE_SHIFT, (address >> PAGE_SHIFT) + count
@@ -39,22 +39,29 @@ def put_pages(mm: AddressSpace, runs: list[tuple[int, int]], flags: int = 0) -> 
 
 def _get_run(mm: AddressSpace, vpn: int, count: int, flags: int) -> tuple[int, int]:
     """One run.  Lockless while the page table entry stays as it was around taking the reference; else by a fault."""
-    write = bool(flags & FOLL_WRITE)
+    write, by = bool(flags & FOLL_WRITE), GUP_PIN_COUNTING_BIAS if flags & FOLL_PIN else 1
+    memmap = mm.memmap
     while True:
         entry = mm.pte(vpn)
-        if entry is not None and (entry[1] or not write):
-            pfn = entry[0]
-            if mm.memmap.poisoned and pfn in mm.memmap.poisoned:
-                raise rules.GUP_POISON(f"address {vpn << PAGE_SHIFT:#x}")
-            have = 1 if pfn == mm.memmap.zero_pfn else min(count, mm.ptes.run(vpn)[1] - vpn)
-            take, drop = (mm.memmap.pin, mm.memmap.unpin) if flags & FOLL_PIN else (mm.memmap.get, mm.memmap.put)
-            take(pfn, have)
-            if mm.pte(vpn) == entry:
-                return pfn, have
-            drop(pfn, have)  # the entry changed under us: what was referenced may not be ours
-        try:
-            mm.handle_mm_fault(vpn, count, write, vpn << PAGE_SHIFT)
-        except MemoryFault as fault:
-            if fault.rule is rules.POISONED:
-                raise rules.GUP_POISON(f"address {fault.address:#x}") from fault
-            raise rules.GUP_FAULT(str(fault)) from fault
+        if entry is None or (write and not entry[1]):
+            _fault_in(mm, vpn, count, write, flags)
+            continue
+        pfn = entry[0]
+        have = 1 if pfn == memmap.zero_pfn else min(count, mm.ptes.run(vpn)[1] - vpn)
+        if not memmap.try_get(pfn, have, by):
+            continue
+        if mm.pte(vpn) == entry:
+            return pfn, have
+        memmap.put(pfn, have, by)  # the entry changed under us: what was referenced may not be ours
+
+
+def _fault_in(mm: AddressSpace, vpn: int, count: int, write: bool, flags: int) -> None:
+    """faultin_page(), and vm_fault_to_errno() for what comes of it."""
+    try:
+        mm.handle_mm_fault(vpn, count, write, vpn << PAGE_SHIFT)
+    except MemoryFault as fault:
+        if fault.rule is rules.FAULT_OOM:
+            raise rules.OUT_OF_MEMORY(str(fault)) from fault
+        if fault.rule is rules.POISONED and flags & FOLL_HWPOISON:
+            raise rules.GUP_POISON(f"address {fault.address:#x}") from fault
+        raise rules.GUP_FAULT(str(fault)) from fault

@@ -36,6 +36,7 @@ class Memmap:
         self.refs: RangeMap[int] = RangeMap()
         self.maps: RangeMap[int] = RangeMap()
         self.poisoned: set[int] = set()
+        """pages with a memory error (PG_hwpoison); they are never freed"""
         self.leaked: RangeMap[bool] = RangeMap()
         self.free_checks: list[Callable[[int, int], None]] = []
         """Asked before pages (pfn, count) are freed; raise if something still owns them."""
@@ -73,13 +74,21 @@ class Memmap:
         return runs
 
     def get(self, pfn: int, count: int = 1, by: int = 1) -> None:
-        """folio_get() on `count` pages."""
-        self.rt.writes(("refcount", pfn))
+        """folio_get() on `count` pages, which the caller knows to be in use."""
+        self.rt.writes_each(("refcount",), pfn, pfn + count)
         self._add(self.refs, pfn, count, by)
+
+    def try_get(self, pfn: int, count: int = 1, by: int = 1) -> bool:
+        """folio_try_get() on `count` pages: False, and nothing taken, if one of them was freed."""
+        self.rt.writes_each(("refcount",), pfn, pfn + count)
+        if any(not refs for _, _, refs in self.refs.spans(pfn, pfn + count)):
+            return False
+        self._add(self.refs, pfn, count, by)
+        return True
 
     def put(self, pfn: int, count: int = 1, by: int = 1) -> None:
         """folio_put() on `count` pages; what nobody holds any more is freed."""
-        self.rt.writes(("refcount", pfn))
+        self.rt.writes_each(("refcount",), pfn, pfn + count)
         for start, end, refs in self.refs.spans(pfn, pfn + count):
             left = (refs or 0) - by
             if left < 0:
@@ -121,6 +130,11 @@ class Memmap:
         """folio_maybe_dma_pinned(): also true, falsely, of a page with a thousand ordinary references."""
         return self.refcount(pfn) >= GUP_PIN_COUNTING_BIAS
 
+    def sound(self, pfn: int, count: int) -> int:
+        """How many of `count` pages from `pfn` come before the first with a memory error."""
+        bad = [page for page in self.poisoned if pfn <= page < pfn + count] if self.poisoned else []
+        return min(bad) - pfn if bad else count
+
     def leak(self, pfn: int, count: int) -> None:
         """Never free these pages: something that can't be argued with still owns them (snp_leak_pages)."""
         self.leaked.set(pfn, pfn + count, True)
@@ -156,6 +170,5 @@ class Memmap:
                 if pfn <= page < pfn + count:
                     self._locks.pop(page, None)
         self.memory.clear(pfn, count)
-        self.poisoned.difference_update([p for p in self.poisoned if pfn <= p < pfn + count])
         self.nr_allocated -= count
         self._free.append((pfn, count))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..rules import KernelError
 from ..rules import mm as rules
 from ..sync import Task
 from .address_space import AddressSpace
@@ -25,24 +26,45 @@ class Process:
         self.files: dict[int, File] = {}
         self.nofile = RLIMIT_NOFILE
         self._lowest = 3
+        self._reserved: set[int] = set()
         self.task = self.thread("main")
 
     def thread(self, name: str, cpu: int = 0) -> Task:
         """Another thread of this process, on CPU number `cpu`."""
         return Task(f"{name}/{self.pid}", self, self.mm, cpu)
 
-    def install_fd(self, file: File) -> int:
-        """get_unused_fd_flags() and fd_install(): the lowest free number.  Takes over the caller's reference.
+    def get_unused_fd(self) -> int:
+        """get_unused_fd_flags(): the lowest free number, set aside until `fd_install` or `put_unused_fd`.
 
         Raises EMFILE (`fs.fd-limit`).
         """
         fd = self._lowest
-        while fd in self.files:
+        while fd in self.files or fd in self._reserved:
             fd += 1
         if fd >= self.nofile:
             raise rules.TOO_MANY_FDS(f"{len(self.files)} open")
-        self.files[fd] = file
+        self._reserved.add(fd)
         self._lowest = fd + 1
+        return fd
+
+    def fd_install(self, fd: int, file: File) -> None:
+        """fd_install(): `fd` leads to `file` from here on.  Takes over the caller's reference."""
+        self._reserved.remove(fd)
+        self.files[fd] = file
+
+    def put_unused_fd(self, fd: int) -> None:
+        """put_unused_fd(): the number is free again."""
+        self._reserved.remove(fd)
+        self._lowest = min(self._lowest, fd)
+
+    def install_fd(self, file: File) -> int:
+        """A descriptor for `file`.  Takes over the caller's reference, also when it fails: EMFILE (`fs.fd-limit`)."""
+        try:
+            fd = self.get_unused_fd()
+        except KernelError:
+            file.put()
+            raise
+        self.fd_install(fd, file)
         return fd
 
     def file(self, fd: int) -> File:
@@ -69,5 +91,6 @@ class Process:
     def exit(self) -> None:
         """do_exit(): mappings go before files, as in the kernel."""
         self.mm.exit()
+        self.mm.rt.task_work_run()
         for fd in sorted(self.files):
             self.close(fd)

@@ -39,6 +39,8 @@ class ShmemFile(File):
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """shmem_fallocate(): allocate, or punch a hole."""
+        if mode & ~3:
+            raise rules.FALLOC_MODE(f"mode {mode:#x} on {self.name}")
         start, end = page_range(offset, length)
         if mode & 2:
             with self.cache.invalidate_lock.exclusive:

@@ -45,7 +45,7 @@ class LruBatches:
 
     def lru_add_drain_all(self) -> None:
         """Drain every CPU's batch."""
-        for cpu in self._batches:
+        for cpu in list(self._batches):
             self.lru_add_drain(cpu)
 
     def batches(self) -> dict[int, tuple[int, ...]]:

@@ -41,6 +41,8 @@ def copy_to_user(mm: AddressSpace, pointer: UserPointer, value: Struct) -> None:
     """Write the structure behind `pointer`.  Raises EFAULT (`mm.uaccess`)."""
     if isinstance(pointer, int):
         write_user(mm, pointer, value.pack())
+    elif memoryview(pointer).readonly:
+        raise rules.USER_COPY("a buffer that can't be written")
     else:
         value.pack_into(pointer)
 

@@ -46,6 +46,22 @@ class Profile(NamedTuple):
     fallocate_counts_blocks: bool
     """st_blocks tells what is allocated; otherwise it's always 0."""
     file_name: str
+    anon_inodes_noexec: bool
+    """Files of KVM's own can't be mapped PROT_EXEC, whatever else would be said to it."""
+    vcpu_encrypt_op: bool
+    """KVM_MEMORY_ENCRYPT_OP is known on a vCPU, as TDX has commands for one."""
+    snp_policy_bits: int
+    """Bits of an SNP guest's policy that KVM knows."""
+    snp_policy_required: int
+    """Those that must be set."""
+    snp_vmsa_features: int
+    """SEV_FEATURES that KVM_SEV_INIT2 may ask for."""
+    snp_min_ghcb_version: int
+    """What KVM_SEV_INIT2 may ask for at least; 0 stands for 2."""
+    snp_checks_psc_answer: bool
+    """User space may answer a guest's page-state change with 0, EAGAIN or EINVAL only."""
+    snp_req_certs: bool
+    """KVM_SEV_SNP_ENABLE_REQ_CERTS exists."""
     vm_types: tuple[VmType, ...]
     caps: Mapping[int, CapValues]
 

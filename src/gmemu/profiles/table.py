@@ -15,6 +15,21 @@ from ..uapi.kvm import (
     Cap,
     VmType,
 )
+from ..uapi.sev import (
+    SNP_POLICY_MASK_API_MAJOR,
+    SNP_POLICY_MASK_API_MINOR,
+    SNP_POLICY_MASK_CIPHERTEXT_HIDING_DRAM,
+    SNP_POLICY_MASK_CXL_ALLOW,
+    SNP_POLICY_MASK_DEBUG,
+    SNP_POLICY_MASK_MEM_AES_256_XTS,
+    SNP_POLICY_MASK_PAGE_SWAP_DISABLE,
+    SNP_POLICY_MASK_RAPL_DIS,
+    SNP_POLICY_MASK_RSVD_MBO,
+    SNP_POLICY_MASK_SINGLE_SOCKET,
+    SNP_POLICY_MASK_SMT,
+    SVM_SEV_FEAT_DEBUG_SWAP,
+    SVM_SEV_FEAT_SECURE_TSC,
+)
 from .profile import CapValues, Profile
 
 __all__ = ["DEFAULT", "KVM_USER_MEM_SLOTS", "PROFILES", "get"]
@@ -24,8 +39,16 @@ KVM_MAX_VCPUS = 1024
 KVM_MAX_VCPU_IDS = 4 * KVM_MAX_VCPUS
 
 _TYPES = (VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP)
+_TYPES_WITH_TDX = (*_TYPES, VmType.TDX)
 _TYPES_MASK = sum(1 << t for t in _TYPES)
 _BOTH = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+_SNP_POLICY = (
+    SNP_POLICY_MASK_API_MINOR
+    | SNP_POLICY_MASK_API_MAJOR
+    | SNP_POLICY_MASK_SMT
+    | SNP_POLICY_MASK_RSVD_MBO
+    | SNP_POLICY_MASK_DEBUG
+)
 
 
 def _same(value: int) -> CapValues:
@@ -71,9 +94,17 @@ LINUX_6_12 = Profile(
     gmem_only_slots="never",
     populate="locked",
     bind_overlap_is_eexist=False,
-    bind_offset_is_unsigned=False,
+    bind_offset_is_unsigned=True,
     fallocate_counts_blocks=False,
     file_name="anon_inode:[kvm-gmem]",
+    anon_inodes_noexec=False,
+    vcpu_encrypt_op=False,
+    snp_policy_bits=_SNP_POLICY,
+    snp_policy_required=SNP_POLICY_MASK_RSVD_MBO | SNP_POLICY_MASK_SMT,
+    snp_vmsa_features=SVM_SEV_FEAT_DEBUG_SWAP,
+    snp_min_ghcb_version=1,
+    snp_checks_psc_answer=False,
+    snp_req_certs=False,
     vm_types=_TYPES,
     caps={**_COMMON, Cap.GUEST_MEMFD: CapValues(1, 0, 1)},
 )
@@ -85,18 +116,35 @@ LINUX_6_18 = LINUX_6_12._replace(
     gmem_flags=_BOTH,
     gmem_for_default_vm=True,
     gmem_only_slots="mmap",
+    anon_inodes_noexec=True,
+    vcpu_encrypt_op=True,
+    bind_offset_is_unsigned=False,
+    snp_policy_bits=_SNP_POLICY | SNP_POLICY_MASK_SINGLE_SOCKET,
+    snp_policy_required=SNP_POLICY_MASK_RSVD_MBO,
+    snp_vmsa_features=SVM_SEV_FEAT_DEBUG_SWAP | SVM_SEV_FEAT_SECURE_TSC,
+    snp_min_ghcb_version=2,
+    vm_types=_TYPES_WITH_TDX,
     caps={**_COMMON, Cap.GUEST_MEMFD_FLAGS: CapValues(_BOTH, _BOTH, GUEST_MEMFD_FLAG_MMAP)},
 )
 
 LINUX_7_3 = LINUX_6_18._replace(
     name="linux-7.3",
-    title="two pools; populate pins its source first; bindings checked without sign; blocks counted",
+    title="two pools; populate pins its source first; bindings checked without sign",
     source="Linux 7.3-rc7",
     populate="gup-first",
     bind_overlap_is_eexist=True,
     bind_offset_is_unsigned=True,
-    fallocate_counts_blocks=True,
     file_name="/[kvm-gmem] (deleted)",
+    snp_policy_bits=(
+        LINUX_6_18.snp_policy_bits
+        | SNP_POLICY_MASK_CXL_ALLOW
+        | SNP_POLICY_MASK_MEM_AES_256_XTS
+        | SNP_POLICY_MASK_RAPL_DIS
+        | SNP_POLICY_MASK_CIPHERTEXT_HIDING_DRAM
+        | SNP_POLICY_MASK_PAGE_SWAP_DISABLE
+    ),
+    snp_checks_psc_answer=True,
+    snp_req_certs=True,
 )
 
 INPLACE_V13 = LINUX_7_3._replace(
@@ -107,6 +155,7 @@ INPLACE_V13 = LINUX_7_3._replace(
     vm_attributes=False,
     init_shared_with_private_memory=True,
     gmem_only_slots="always",
+    fallocate_counts_blocks=True,
     caps={
         **LINUX_7_3.caps,
         Cap.MEMORY_ATTRIBUTES: _same(0),
@@ -115,6 +164,25 @@ INPLACE_V13 = LINUX_7_3._replace(
     },
 )
 
+LINUX_6_18_SHARED_ONLY = LINUX_6_18._replace(
+    name="linux-6.18-shared-only",
+    title="as linux-6.18, built without private memory, attributes, pre-faulting and SMM, as some distributions' hosts are",
+    source="Linux 6.18, CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES and CONFIG_KVM_SMM off; recorded from a host",
+    vm_attributes=False,
+    vm_types=(VmType.DEFAULT,),
+    caps={
+        **LINUX_6_18.caps,
+        Cap.VM_TYPES: _same(1 << VmType.DEFAULT),
+        Cap.MEMORY_ATTRIBUTES: _same(0),
+        Cap.PRE_FAULT_MEMORY: _same(0),
+        Cap.MULTI_ADDRESS_SPACE: _same(0),
+        Cap.GUEST_MEMFD_FLAGS: _same(_BOTH),
+    },
+)
+
+CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY,)}
+"""The same kernels built otherwise: for comparing with real ones that are."""
+
 PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, INPLACE_V13)}
 DEFAULT = INPLACE_V13.name
 
@@ -122,7 +190,7 @@ DEFAULT = INPLACE_V13.name
 def get(name: str) -> Profile:
     """The profile called `name`.  Raises `ValueError` with a sentence that lists what there is."""
     try:
-        return PROFILES[name]
+        return PROFILES.get(name) or CONFIGURATIONS[name]
     except KeyError:
         near = difflib.get_close_matches(name, PROFILES, 1)
         hint = f" Did you mean {near[0]}?" if near else ""

@@ -18,7 +18,7 @@ __all__ = [
     "rule",
 ]
 
-AREAS = ("mm", "gmem", "kvm", "snp", "gmemu")
+AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "gmemu")
 
 
 def load_all() -> None:

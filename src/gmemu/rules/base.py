@@ -7,7 +7,6 @@ Kernel code fails by raising a rule: ``raise gmem.SIZE_UNALIGNED(f"size {size:#x
 
 from __future__ import annotations
 
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 

@@ -99,22 +99,6 @@ FAULT_PRIVATE = rule(
     signal="SIGBUS",
     when=_mappable,
 )
-FAULT_POISON = rule(
-    "gmem.fault.hwpoison",
-    EHWPOISON,
-    "a page with a hardware memory error may not be touched",
-    "mm/memory.c: __do_fault()",
-    signal="SIGBUS",
-    when=_mappable,
-)
-FAULT_OOM = rule(
-    "gmem.fault.oom",
-    EFAULT,
-    "there must be a page for the fault",
-    _GMEM + "kvm_gmem_fault_user_mapping()",
-    signal="SIGBUS",
-    when=_mappable,
-)
 
 # fallocate
 
@@ -149,6 +133,12 @@ GET_PFN_CLOSED = rule(
     "the slot's guest_memfd must still be open",
     _GMEM + "kvm_gmem_get_pfn()",
     advice="Delete the slot, or keep the file (or a mapping of it) until the slot is gone.",
+)
+GET_PFN_BINDING = rule(
+    "gmem.get-pfn.binding",
+    EIO,
+    "the guest_memfd must have the page bound to the slot that the fault came by",
+    _GMEM + "__kvm_gmem_get_pfn() (a warning: it can't happen)",
 )
 GET_PFN_POISON = rule(
     "gmem.get-pfn.hwpoison",

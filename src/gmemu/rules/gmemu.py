@@ -13,3 +13,24 @@ NO_ENGINE = rule(
     "a vCPU needs a guest to run: a scripted one (vcpu.run(guest)), as machine code can't be executed here",
     "gmemu",
 )
+SNP_REQ_CERTS = rule(
+    "gmemu.snp.req-certs",
+    EOPNOTSUPP,
+    "KVM_SEV_SNP_ENABLE_REQ_CERTS isn't emulated, as no guest here asks for attestation reports",
+    "gmemu",
+    when=lambda p: p.snp_req_certs,
+)
+SNP_GHCB_MSR = rule(
+    "gmemu.snp.ghcb-msr",
+    EOPNOTSUPP,
+    "of the GHCB MSR protocol CPUID and AP reset hold aren't emulated",
+    "gmemu",
+    advice="A scripted guest knows what it runs on, and its APs start when they are run.",
+)
+SNP_VMGEXIT = rule(
+    "gmemu.snp.vmgexit",
+    EOPNOTSUPP,
+    "of the VMGEXITs with a GHCB only page-state change, termination and hypervisor features are emulated",
+    "gmemu",
+    advice="A scripted guest has methods for port access and hypercalls.",
+)

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, EIO, ENOENT, ENOTTY, EOPNOTSUPP
+from errno import E2BIG, EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, EIO, ENOENT, ENOSPC, ENOTTY, EOPNOTSUPP
 from typing import TYPE_CHECKING
 
+from ..uapi.kvm import Cap
 from .base import rule
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ _SLOT = _MAIN + "kvm_set_memory_region()"
 
 def _vm_attributes(profile: Profile) -> bool:
     return profile.vm_attributes
+
+
+def _no_tdp(profile: Profile) -> bool:
+    return not profile.caps[Cap.PRE_FAULT_MEMORY].device
 
 
 # Any file
@@ -36,7 +41,10 @@ FOREIGN_MM = rule(
 )
 VM_DEAD = rule("kvm.vm.dead", EIO, "the VM must not have been marked dead", _MAIN + "kvm_vm_ioctl()")
 VM_BUGGED = rule(
-    "kvm.vm.bugged", EIO, "KVM must not have found itself or the trusted entity at fault", "include/linux/kvm_host.h: KVM_BUG()"
+    "kvm.vm.bugged",
+    EIO,
+    "KVM must not have found itself or the trusted entity at fault",
+    "include/linux/kvm_host.h: KVM_BUG()",
 )
 
 # Creation
@@ -48,15 +56,25 @@ VM_TYPE = rule(
     _X86 + "kvm_arch_init_vm()",
     advice="SEV and SEV-ES are not emulated; use KVM_X86_SNP_VM.",
 )
-VCPU_ID = rule("kvm.create-vcpu.id", EINVAL, "a vCPU id must be below KVM_CAP_MAX_VCPU_ID", _MAIN + "kvm_vm_ioctl_create_vcpu()")
+VCPU_ID = rule(
+    "kvm.create-vcpu.id", EINVAL, "a vCPU id must be below KVM_CAP_MAX_VCPU_ID", _MAIN + "kvm_vm_ioctl_create_vcpu()"
+)
 VCPU_MANY = rule(
-    "kvm.create-vcpu.many", EINVAL, "a VM may have no more than KVM_CAP_MAX_VCPUS vCPUs", _MAIN + "kvm_vm_ioctl_create_vcpu()"
+    "kvm.create-vcpu.many",
+    EINVAL,
+    "a VM may have no more than KVM_CAP_MAX_VCPUS vCPUs",
+    _MAIN + "kvm_vm_ioctl_create_vcpu()",
 )
 VCPU_EXISTS = rule("kvm.create-vcpu.exists", EEXIST, "a vCPU id may be used once", _MAIN + "kvm_vm_ioctl_create_vcpu()")
-ENABLE_CAP = rule("kvm.enable-cap.unknown", EINVAL, "the capability must be one that can be enabled", _X86 + "kvm_vm_ioctl_enable_cap()")
+ENABLE_CAP = rule(
+    "kvm.enable-cap.unknown", EINVAL, "the capability must be one that can be enabled", _X86 + "kvm_vm_ioctl_enable_cap()"
+)
 ENABLE_CAP_FLAGS = rule("kvm.enable-cap.flags", EINVAL, "flags must be 0", _X86 + "kvm_vm_ioctl_enable_cap()")
 ENABLE_CAP_ARGS = rule(
-    "kvm.enable-cap.argument", EINVAL, "the argument may have only bits that the capability reports", _X86 + "kvm_vm_ioctl_enable_cap()"
+    "kvm.enable-cap.argument",
+    EINVAL,
+    "the argument may have only bits that the capability reports",
+    _X86 + "kvm_vm_ioctl_enable_cap()",
 )
 
 # Memslots, in the order of the checks
@@ -90,13 +108,13 @@ SLOT_AS = rule("kvm.slot.address-space", EINVAL, "the address space id (slot >> 
 SLOT_GPA_WRAP = rule("kvm.slot.gpa-wrap", EINVAL, "guest_phys_addr + memory_size must not wrap", _SLOT)
 SLOT_PAGES = rule("kvm.slot.too-large", EINVAL, "a slot may have no more than 2**31 - 1 pages", _SLOT)
 SLOT_DELETE_NONE = rule("kvm.slot.delete-missing", EINVAL, "only an existing slot can be deleted (memory_size 0)", _SLOT)
-SLOT_IMMUTABLE = rule(
-    "kvm.slot.gmem-immutable", EINVAL, "a slot with a guest_memfd can't be changed, only deleted", _SLOT
-)
+SLOT_IMMUTABLE = rule("kvm.slot.gmem-immutable", EINVAL, "a slot with a guest_memfd can't be changed, only deleted", _SLOT)
 SLOT_MODIFY = rule(
     "kvm.slot.modify", EINVAL, "an existing slot keeps its size, userspace_addr, and READONLY and GUEST_MEMFD flags", _SLOT
 )
-SLOT_OVERLAP = rule("kvm.slot.overlap", EEXIST, "slots of an address space must not overlap in guest-physical addresses", _SLOT)
+SLOT_OVERLAP = rule(
+    "kvm.slot.overlap", EEXIST, "slots of an address space must not overlap in guest-physical addresses", _SLOT
+)
 SLOT_MAX_GFN = rule(
     "kvm.slot.max-gfn",
     EINVAL,
@@ -138,6 +156,20 @@ PREFAULT_EARLY = rule(
     "memory can be pre-faulted only once the VM's launch is final",
     _MMU + "kvm_arch_vcpu_pre_fault_memory()",
 )
+PREFAULT_NO_PAGES = rule(
+    "kvm.pre-fault.no-mmu-pages",
+    ENOSPC,
+    "the VM must have had a slot, as the shadow MMU may use so many pages as there is memory",
+    _MMU + "make_mmu_pages_available()",
+    when=_no_tdp,
+)
+PREFAULT_NO_TDP = rule(
+    "kvm.pre-fault.no-tdp",
+    EOPNOTSUPP,
+    "memory can be pre-faulted only where the processor pages guests itself (KVM_CAP_PRE_FAULT_MEMORY)",
+    _MMU + "kvm_tdp_page_prefault()",
+    when=_no_tdp,
+)
 PREFAULT_NO_SLOT = rule("kvm.pre-fault.no-slot", ENOENT, "the gpa must be in a slot", _MMU + "kvm_tdp_page_prefault()")
 PREFAULT_DELETING = rule(
     "kvm.pre-fault.slot-deleted", EAGAIN, "the slot must not be about to be deleted or moved", _MMU + "kvm_mmu_faultin_pfn()"
@@ -159,8 +191,9 @@ RUN_UNINITIALIZED = rule(
 RUN_HYPERCALL_RET = rule(
     "kvm.run.hypercall-ret",
     EINVAL,
-    "user space may answer KVM_HC_MAP_GPA_RANGE with 0, EINVAL or EAGAIN only",
+    "user space may answer an SNP guest's page-state change with 0, EINVAL or EAGAIN only",
     "arch/x86/kvm/x86.h: kvm_is_valid_map_gpa_range_ret()",
+    when=lambda p: p.snp_checks_psc_answer,
 )
 FAULT_MISMATCH = rule(
     "kvm.fault.mismatch",
@@ -181,6 +214,13 @@ FAULT_HVA = rule(
     "the slot's userspace_addr must be mapped and accessible",
     "virt/kvm/kvm_main.c: hva_to_pfn(); " + _MMU + "kvm_handle_error_pfn()",
 )
+FAULT_HVA_POISON = rule(
+    "kvm.fault.hva-hwpoison",
+    EINTR,
+    "the memory behind the slot's userspace_addr must be good: the vCPU's thread is sent SIGBUS for it",
+    _MMU + "kvm_send_hwpoison_signal()",
+    signal="SIGBUS",
+)
 REGS_PROTECTED = rule(
     "kvm.regs.protected",
     EINVAL,
@@ -191,11 +231,24 @@ REGS_PROTECTED = rule(
 SREGS_INVALID = rule("kvm.sregs.invalid", EINVAL, "the special registers must be consistent", _X86 + "kvm_is_valid_sregs()")
 XCRS_INVALID = rule("kvm.xcrs.invalid", EINVAL, "xcr0 must be valid, and flags 0", _X86 + "kvm_vcpu_ioctl_x86_set_xcrs()")
 DEBUGREGS_INVALID = rule(
-    "kvm.debugregs.invalid", EINVAL, "flags must be 0 and the upper halves of dr6 and dr7 clear", _X86 + "kvm_vcpu_ioctl_x86_set_debugregs()"
+    "kvm.debugregs.invalid",
+    EINVAL,
+    "flags must be 0 and the upper halves of dr6 and dr7 clear",
+    _X86 + "kvm_vcpu_ioctl_x86_set_debugregs()",
 )
-MP_STATE_INVALID = rule("kvm.mp-state.invalid", EINVAL, "the mp_state must be known", _X86 + "kvm_arch_vcpu_ioctl_set_mpstate()")
-CPUID_MANY = rule("kvm.cpuid.many", EINVAL, "there may be no more than 256 CPUID entries", "arch/x86/kvm/cpuid.c: kvm_vcpu_ioctl_set_cpuid2()")
-MSRS_MANY = rule("kvm.msrs.many", EINVAL, "there may be no more than 256 MSRs", _X86 + "msr_io()")
+MP_STATE_INVALID = rule(
+    "kvm.mp-state.invalid",
+    EINVAL,
+    "the mp_state must be RUNNABLE, as no local APIC is in the kernel",
+    _X86 + "kvm_arch_vcpu_ioctl_set_mpstate()",
+)
+CPUID_MANY = rule(
+    "kvm.cpuid.many",
+    E2BIG,
+    "there may be no more than 256 CPUID entries",
+    "arch/x86/kvm/cpuid.c: kvm_vcpu_ioctl_set_cpuid2()",
+)
+MSRS_MANY = rule("kvm.msrs.many", E2BIG, "there must be fewer than 256 MSRs", _X86 + "msr_io()")
 MEM_ENC_UNSUPPORTED = rule(
     "kvm.mem-enc.unsupported",
     ENOTTY,

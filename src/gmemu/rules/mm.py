@@ -7,6 +7,7 @@ from errno import (
     EACCES,
     EAGAIN,
     EBADF,
+    EBUSY,
     EEXIST,
     EFAULT,
     EFBIG,
@@ -19,6 +20,7 @@ from errno import (
     ENOTTY,
     ENXIO,
     EOPNOTSUPP,
+    EOVERFLOW,
     EPERM,
     ESPIPE,
 )
@@ -44,11 +46,16 @@ NO_DEVICE_BEHIND = rule(
 )
 NOT_AN_IOCTL = rule("fs.ioctl.unknown", ENOTTY, "the file must know the ioctl", "fs/ioctl.c: vfs_ioctl()")
 NO_READ = rule("fs.read.unsupported", EINVAL, "the file must support read and write", "fs/read_write.c: vfs_read()")
+NEGATIVE_OFFSET = rule("fs.seek.negative", EINVAL, "the position must not be negative", "fs/read_write.c: ksys_pread64()")
 NO_SEEK = rule("fs.seek.unsupported", ESPIPE, "the file must have positions", "fs/read_write.c: ksys_pread64()")
 NO_FSYNC = rule("fs.fsync.unsupported", EINVAL, "the file must support fsync", "fs/sync.c: vfs_fsync_range()")
+NEGATIVE_SIZE = rule("fs.truncate.negative", EINVAL, "the size must not be negative", "fs/open.c: do_sys_ftruncate()")
 NO_TRUNCATE = rule("fs.truncate.unsupported", EINVAL, "the file must allow its size to be set", "fs/open.c: do_ftruncate()")
 FALLOC_RANGE = rule(
-    "fs.fallocate.range", EINVAL, "the offset must not be negative and the length must be positive", "fs/open.c: vfs_fallocate()"
+    "fs.fallocate.range",
+    EINVAL,
+    "the offset must not be negative and the length must be positive",
+    "fs/open.c: vfs_fallocate()",
 )
 FALLOC_MODE = rule(
     "fs.fallocate.mode", EOPNOTSUPP, "the fallocate mode must be a known combination", "fs/open.c: vfs_fallocate()"
@@ -71,16 +78,25 @@ MMAP_FLAGS = rule(
     "mm.mmap.flags", EINVAL, "a mapping must be MAP_SHARED, MAP_SHARED_VALIDATE or MAP_PRIVATE", "mm/mmap.c: do_mmap()"
 )
 MMAP_ADDRESS = rule("mm.mmap.address", EINVAL, "a fixed address must be page aligned", "mm/mmap.c: get_unmapped_area()")
-MMAP_TAKEN = rule(
-    "mm.mmap.taken", EEXIST, "MAP_FIXED_NOREPLACE must not hit an existing mapping", "mm/mmap.c: do_mmap()"
-)
+MMAP_TAKEN = rule("mm.mmap.taken", EEXIST, "MAP_FIXED_NOREPLACE must not hit an existing mapping", "mm/mmap.c: do_mmap()")
 MMAP_SPACE = rule("mm.mmap.space", ENOMEM, "the mapping must fit in the address space", "mm/mmap.c: do_mmap()")
+MMAP_HUGETLB = rule(
+    "mm.mmap.hugetlb", EINVAL, "MAP_HUGETLB needs anonymous memory or a hugetlbfs file", "mm/mmap.c: ksys_mmap_pgoff()"
+)
+MMAP_FILE_LIMIT = rule(
+    "mm.mmap.file-limit", EOVERFLOW, "the mapping must end within the largest possible file", "mm/mmap.c: file_mmap_ok()"
+)
+MMAP_VALIDATE = rule(
+    "mm.mmap.validate",
+    EOPNOTSUPP,
+    "MAP_SHARED_VALIDATE accepts only flags that the file supports, and neither MAP_SYNC nor MAP_FIXED_NOREPLACE",
+    "mm/mmap.c: do_mmap()",
+)
+MMAP_GROWS = rule("mm.mmap.grows", EINVAL, "a file or shared mapping can't be MAP_GROWSDOWN", "mm/mmap.c: do_mmap()")
 MMAP_ACCESS = rule(
     "mm.mmap.access", EACCES, "a writable shared mapping needs a file open for writing", "mm/mmap.c: do_mmap()"
 )
-MMAP_NOEXEC = rule(
-    "mm.mmap.noexec", EPERM, "PROT_EXEC isn't allowed on a file of a noexec mount", "mm/mmap.c: do_mmap()"
-)
+MMAP_NOEXEC = rule("mm.mmap.noexec", EPERM, "PROT_EXEC isn't allowed on a file of a noexec mount", "mm/mmap.c: do_mmap()")
 MMAP_UNSUPPORTED = rule("mm.mmap.unsupported", ENODEV, "the file must support mmap", "mm/mmap.c: do_mmap()")
 MUNMAP_RANGE = rule(
     "mm.munmap.range", EINVAL, "the address must be page aligned and the length positive", "mm/mmap.c: do_vmi_munmap()"
@@ -92,9 +108,44 @@ MADVISE_ADVICE = rule("mm.madvise.advice", EINVAL, "the advice must be known", "
 MADVISE_COLLAPSE = rule(
     "mm.madvise.collapse", EINVAL, "only memory that may be made of huge pages can be collapsed", "mm/khugepaged.c"
 )
+MADVISE_ANONYMOUS = rule(
+    "mm.madvise.anonymous", EINVAL, "the advice is for private anonymous memory only", "mm/madvise.c: madvise_vma_behavior()"
+)
+MADVISE_FILE = rule("mm.madvise.file", EINVAL, "only memory of a file can be removed", "mm/madvise.c: madvise_remove()")
+MADVISE_SHARED = rule(
+    "mm.madvise.shared", EACCES, "a file's memory can be removed only by a shared mapping", "mm/madvise.c: madvise_remove()"
+)
+MADVISE_LOCKED = rule(
+    "mm.madvise.locked",
+    EINVAL,
+    "locked memory can't be dropped, removed or aged",
+    "mm/madvise.c: madvise_dontneed_free_valid_vma(), madvise_remove(), can_madv_lru_vma()",
+    advice="Unlock it, or use MADV_DONTNEED_LOCKED.",
+)
+MADVISE_POPULATE = rule(
+    "mm.madvise.populate",
+    EINVAL,
+    "the mapping's protection must allow the access that is populated for",
+    "mm/gup.c: faultin_page_range()",
+)
+MADVISE_FAULT = rule(
+    "mm.madvise.fault", EFAULT, "every page to be populated must be accessible", "mm/madvise.c: madvise_populate()"
+)
+MADVISE_POISON = rule(
+    "mm.madvise.hwpoison",
+    EHWPOISON,
+    "a page with a hardware memory error can't be populated",
+    "mm/madvise.c: madvise_populate()",
+)
 MADVISE_UNMAPPED = rule("mm.madvise.unmapped", ENOMEM, "the whole range must be mapped", "mm/madvise.c: madvise_walk_vmas()")
-MPROTECT_RANGE = rule(
-    "mm.mprotect.range", EINVAL, "the start must be page aligned", "mm/mprotect.c: do_mprotect_pkey()"
+MPROTECT_RANGE = rule("mm.mprotect.range", EINVAL, "the start must be page aligned", "mm/mprotect.c: do_mprotect_pkey()")
+MPROTECT_PROT = rule("mm.mprotect.prot", EINVAL, "the protection must be known", "mm/mprotect.c: do_mprotect_pkey()")
+MPROTECT_WRAP = rule("mm.mprotect.wrap", ENOMEM, "the range must not wrap", "mm/mprotect.c: do_mprotect_pkey()")
+MPROTECT_GROWS = rule(
+    "mm.mprotect.grows", EINVAL, "PROT_GROWSDOWN and _GROWSUP need a mapping that grows", "mm/mprotect.c: do_mprotect_pkey()"
+)
+MPROTECT_ACCESS = rule(
+    "mm.mprotect.access", EACCES, "PROT_EXEC isn't allowed on a file of a noexec mount", "mm/mprotect.c: do_mprotect_pkey()"
 )
 MPROTECT_UNMAPPED = rule(
     "mm.mprotect.unmapped", ENOMEM, "the whole range must be mapped", "mm/mprotect.c: do_mprotect_pkey()"
@@ -147,11 +198,24 @@ USER_COPY = rule(
     "lib/usercopy.c: copy_from_user(), copy_to_user()",
 )
 GUP_FAULT = rule("mm.gup.fault", EFAULT, "every page to be pinned must be mapped and accessible", "mm/gup.c: faultin_page()")
-GUP_POISON = rule("mm.gup.hwpoison", EHWPOISON, "a page with a hardware memory error can't be pinned", "mm/gup.c: faultin_page()")
+GUP_POISON = rule(
+    "mm.gup.hwpoison", EHWPOISON, "a page with a hardware memory error can't be pinned", "mm/gup.c: faultin_page()"
+)
+HWPOISON_AGAIN = rule(
+    "mm.hwpoison.again", EHWPOISON, "the page must not be known to be bad already", "mm/memory-failure.c: memory_failure()"
+)
+HWPOISON_KEPT = rule(
+    "mm.hwpoison.kept",
+    EBUSY,
+    "a bad page must come out of use: out of its file, with nobody else's reference to it (guest_memfd always keeps it)",
+    "mm/memory-failure.c: truncate_error_folio(), has_extra_refcount(), action_result()",
+)
 GUP_SIGNAL = rule("mm.gup.signal", EINTR, "no signal may be pending", "mm/gup.c: __get_user_pages()")
 GUP_NONE = rule("mm.gup.none", ENOMEM, "at least one page must be pinned", "virt/kvm/guest_memfd.c: kvm_gmem_populate()")
 
 # Pages
 
 OUT_OF_MEMORY = rule("mm.page.oom", ENOMEM, "the emulated machine must have a free page", "mm/page_alloc.c")
-FOLIO_RACE = rule("mm.folio.race", EAGAIN, "the folio must still be in the page cache", "mm/filemap.c: __filemap_get_folio()")
+FOLIO_RACE = rule(
+    "mm.folio.race", EAGAIN, "the folio must still be in the page cache", "mm/filemap.c: __filemap_get_folio()"
+)

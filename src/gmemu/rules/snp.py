@@ -23,32 +23,55 @@ DEVICE_FD = rule(
     "snp.sev-fd", EBADF, "sev_fd must be an open /dev/sev", "drivers/crypto/ccp/sev-dev.c: sev_issue_cmd_external_user()"
 )
 OLD_COMMAND = rule(
-    "snp.cmd.not-snp", EPERM, "once a VM is an active SNP guest only KVM_SEV_SNP_* commands are allowed", _SEV + "sev_mem_enc_ioctl()"
-)
-UNKNOWN_COMMAND = rule(
-    "snp.cmd.unknown",
-    EINVAL,
-    "the command must be known",
+    "snp.cmd.not-snp",
+    EPERM,
+    "once a VM is an active SNP guest only KVM_SEV_SNP_* commands are allowed",
     _SEV + "sev_mem_enc_ioctl()",
-    advice="Commands of SEV and SEV-ES guests are not emulated.",
+)
+UNKNOWN_COMMAND = rule("snp.cmd.unknown", EINVAL, "the command must be known", _SEV + "sev_mem_enc_ioctl()")
+SEV_COMMAND = rule(
+    "snp.cmd.sev-guest",
+    ENOTTY,
+    "a command of SEV and SEV-ES guests needs such a guest",
+    _SEV + "sev_launch_start() and its like",
+    advice="An SNP VM has to be initialised with KVM_SEV_INIT2, and takes SNP's commands then.",
+)
+SEV_INIT = rule(
+    "snp.cmd.sev-init",
+    EINVAL,
+    "KVM_SEV_INIT and KVM_SEV_ES_INIT are for VMs of the default type",
+    _SEV + "sev_guest_init()",
+    advice="Use KVM_SEV_INIT2.",
 )
 
-INIT_DONE = rule("snp.init2.done", EINVAL, "KVM_SEV_INIT2 needs a VM that waits for it", _SEV + "sev_guest_init2()")
 INIT_VCPUS = rule("snp.init2.vcpus", EINVAL, "KVM_SEV_INIT2 comes before the first vCPU", _SEV + "__sev_guest_init()")
 INIT_FLAGS = rule("snp.init2.flags", EINVAL, "flags must be 0", _SEV + "__sev_guest_init()")
 INIT_FEATURES = rule(
-    "snp.init2.vmsa-features", EINVAL, "vmsa_features must be among those that the host supports", _SEV + "__sev_guest_init()"
+    "snp.init2.vmsa-features",
+    EINVAL,
+    "vmsa_features must be among those that the host supports",
+    _SEV + "__sev_guest_init()",
 )
 INIT_GHCB = rule(
-    "snp.init2.ghcb-version", EINVAL, "ghcb_version must be 0 (for 2) or 2, the highest that KVM speaks", _SEV + "__sev_guest_init()"
+    "snp.init2.ghcb-version",
+    EINVAL,
+    "ghcb_version must be 0 (for 2) or 2; 6.12 takes 1 as well",
+    _SEV + "__sev_guest_init()",
 )
 INIT_ASID = rule("snp.init2.asid", EBUSY, "there must be a free ASID", _SEV + "sev_asid_new()")
 
-START_TYPE = rule("snp.start.vm-type", ENOTTY, "KVM_SEV_SNP_LAUNCH_START needs an initialised SNP VM", _SEV + "snp_launch_start()")
+START_TYPE = rule(
+    "snp.start.vm-type", ENOTTY, "KVM_SEV_SNP_LAUNCH_START needs an initialised SNP VM", _SEV + "snp_launch_start()"
+)
 START_AGAIN = rule("snp.start.again", EINVAL, "a VM has one launch", _SEV + "snp_launch_start()")
 START_FLAGS = rule("snp.start.flags", EINVAL, "flags must be 0", _SEV + "snp_launch_start()")
 START_POLICY = rule("snp.start.policy", EINVAL, "policy bits must be known", _SEV + "snp_launch_start()")
-START_POLICY_MBO = rule("snp.start.policy-bit17", EINVAL, "policy bit 17 must be one", _SEV + "snp_launch_start()")
+START_POLICY_REQUIRED = rule(
+    "snp.start.policy-required",
+    EINVAL,
+    "policy bit 17 must be one; 6.12 demands bit 16 (SMT) too",
+    _SEV + "snp_launch_start()",
+)
 START_CONTEXT = rule(
     "snp.start.context",
     ENOTTY,
@@ -95,9 +118,7 @@ FIRMWARE = rule(
     "drivers/crypto/ccp/sev-dev.c: __sev_do_cmd_locked()",
     advice="kvm_sev_cmd.error holds its status.",
 )
-RMPUPDATE = rule(
-    "snp.rmpupdate", EFAULT, "the processor must accept the RMPUPDATE", "arch/x86/virt/svm/sev.c: rmpupdate()"
-)
+RMPUPDATE = rule("snp.rmpupdate", EFAULT, "the processor must accept the RMPUPDATE", "arch/x86/virt/svm/sev.c: rmpupdate()")
 MAKE_PRIVATE = rule(
     "snp.make-private",
     EINVAL,
@@ -105,9 +126,17 @@ MAKE_PRIVATE = rule(
     _SEV + "sev_gmem_make_private()",
 )
 
-FINISH_TYPE = rule("snp.finish.vm-type", ENOTTY, "KVM_SEV_SNP_LAUNCH_FINISH needs an initialised SNP VM", _SEV + "snp_launch_finish()")
+FINISH_TYPE = rule(
+    "snp.finish.vm-type", ENOTTY, "KVM_SEV_SNP_LAUNCH_FINISH needs an initialised SNP VM", _SEV + "snp_launch_finish()"
+)
 FINISH_CONTEXT = rule("snp.finish.context", EINVAL, "the launch must have been started", _SEV + "snp_launch_finish()")
 FINISH_FLAGS = rule("snp.finish.flags", EINVAL, "flags must be 0", _SEV + "snp_launch_finish()")
+FINISH_BLOB = rule(
+    "snp.finish.no-blob",
+    EINVAL,
+    "with id_block_en neither id_block_uaddr nor id_auth_uaddr may be 0",
+    "drivers/crypto/ccp/sev-dev.c: psp_copy_user_blob()",
+)
 FINISH_PROTECTED = rule(
     "snp.finish.vmsa-done",
     EINVAL,
@@ -116,8 +145,14 @@ FINISH_PROTECTED = rule(
     advice="A launch whose FINISH failed after that can't be finished: start again with a new VM.",
 )
 RUN_NOT_INITIALIZED = rule(
-    "snp.run.not-initialized", EINVAL, "KVM_SEV_INIT2 must come before KVM_RUN", "arch/x86/kvm/svm/sev.c: sev_vcpu_needs_init"
+    "snp.run.not-initialized",
+    EINVAL,
+    "KVM_SEV_INIT2 must come before KVM_RUN",
+    "arch/x86/kvm/svm/sev.c: sev_vcpu_needs_init",
 )
-GHCB_MSR = rule(
-    "snp.ghcb-msr.unknown", EINVAL, "the guest's GHCB MSR request must be known", _SEV + "sev_handle_vmgexit_msr_protocol()"
+UNSUPPORTED_EVENT = rule(
+    "snp.vmgexit.unsupported-event",
+    EINVAL,
+    "the guest must not report a #VC that it can't handle (VMGEXIT 0x8000ffff)",
+    _SEV + "sev_handle_vmgexit()",
 )

@@ -11,28 +11,61 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..kvm.device import KvmDeviceFile
 from ..kvm.host import Host
 from ..kvm.vcpu import VcpuFile
-from ..mm.address_space import TASK_SIZE_PAGES, Vma
-from ..mm.file import File, Stat, vfs_fallocate
+from ..mm.address_space import TASK_SIZE_PAGES
+from ..mm.file import S_IFREG, File, Stat, fput, vfs_fallocate
+from ..mm.madvise import do_madvise
 from ..mm.process import Process
 from ..mm.shmem import ShmemFile
 from ..mm.uaccess import UserPointer
 from ..rules import mm as rules
 from ..sync import Task
+from ..uapi import mman
 from ..uapi.mman import (
-    MADV_COLLAPSE,
-    MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
     MAP_PRIVATE,
     MAP_SHARED,
     MAP_SHARED_VALIDATE,
+    MAP_TYPE,
     PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
 )
 
 __all__ = ["EmulatedDoor"]
 
-_ADVICE = {0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25}
+_U64 = (1 << 64) - 1
+_PROT = mman.PROT_READ | mman.PROT_WRITE | PROT_EXEC
+_LEGACY_MAP_MASK = (
+    MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_ANONYMOUS
+    | mman.MAP_32BIT
+    | mman.MAP_ABOVE4G
+    | MAP_GROWSDOWN
+    | mman.MAP_DENYWRITE
+    | mman.MAP_EXECUTABLE
+    | mman.MAP_LOCKED
+    | mman.MAP_NORESERVE
+    | mman.MAP_POPULATE
+    | mman.MAP_NONBLOCK
+    | mman.MAP_STACK
+    | MAP_HUGETLB
+    | mman.MAP_HUGE_2MB
+    | mman.MAP_HUGE_1GB
+)
+"""The flags that every file accepts with MAP_SHARED_VALIDATE (linux/mman.h)."""
+
+
+def _s64(value: int) -> int:
+    """A register as a signed number: offsets, and sizes of files."""
+    value &= _U64
+    return value - (1 << 64) if value >> 63 else value
 
 
 class _Syscall(AbstractContextManager[None]):
@@ -78,8 +111,13 @@ class EmulatedDoor:
     def open(self, path: str) -> int:
         with _Syscall(self):
             if path.startswith("/proc/self/fd/"):
-                self.process.file(int(path.rpartition("/")[2]))
-                raise rules.NO_DEVICE_BEHIND(path)
+                number = path.removeprefix("/proc/self/fd/")
+                file = self.process.files.get(int(number)) if number.isdecimal() else None
+                if file is None:
+                    raise rules.NO_SUCH_FILE(path)
+                if not isinstance(file, KvmDeviceFile | ShmemFile):
+                    raise rules.NO_DEVICE_BEHIND(path)
+                return self.process.install_fd(file.get())  # neither keeps anything by open file
             if path == "/dev/kvm":
                 return self.process.install_fd(KvmDeviceFile(self.host))
             if path == "/dev/sev":
@@ -104,13 +142,17 @@ class EmulatedDoor:
         rt = self.rt
         previous = rt.enter(self.task)
         try:
-            return self.process.file(fd).ioctl(request, arg)
+            file = self.process.file(fd).get()
+            try:
+                return file.ioctl(request, arg)
+            finally:
+                fput(rt, file)
         finally:
             rt.leave(previous)
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         with _Syscall(self):
-            vfs_fallocate(self.process.file(fd), mode, offset, length)
+            vfs_fallocate(self.process.file(fd), mode, _s64(offset), _s64(length))
 
     def fstat(self, fd: int) -> Stat:
         with _Syscall(self):
@@ -118,6 +160,8 @@ class EmulatedDoor:
 
     def ftruncate(self, fd: int, length: int) -> None:
         with _Syscall(self):
+            if _s64(length) < 0:
+                raise rules.NEGATIVE_SIZE(f"{_s64(length):#x}")
             self.process.file(fd).truncate(length)
 
     def fsync(self, fd: int) -> None:
@@ -134,23 +178,33 @@ class EmulatedDoor:
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         with _Syscall(self):
+            if _s64(offset) < 0:
+                raise rules.NEGATIVE_OFFSET(f"{_s64(offset):#x}")
             return self.process.file(fd).pread(length, offset)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         with _Syscall(self):
+            if _s64(offset) < 0:
+                raise rules.NEGATIVE_OFFSET(f"{_s64(offset):#x}")
             return self.process.file(fd).pwrite(data, offset)
 
     # Memory
 
     def mmap(self, address: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
         """ksys_mmap_pgoff() and do_mmap(): the checks in their order."""
+        address, length, offset, prot = address & _U64, length & _U64, offset & _U64, prot & _PROT
         with _Syscall(self):
             if offset & (PAGE_SIZE - 1):
                 raise rules.MMAP_OFFSET(f"offset {offset:#x}")
             file = None if flags & MAP_ANONYMOUS else self.process.file(fd)
+            if file is not None and flags & MAP_HUGETLB:
+                raise rules.MMAP_HUGETLB(file.name)
             with self.mm.mmap_lock.exclusive:
                 start, pages = self._place(address, length, flags)
-                shared = self._check_mapping(file, prot, flags)
+                if file is None:
+                    shared = self._check_anonymous(flags)
+                else:
+                    shared = self._check_file(file, offset >> PAGE_SHIFT, pages, prot, flags)
                 if file is None and shared:
                     file = ShmemFile(self.host.memmap, self.host.lru)
                     file.inode.size = pages << PAGE_SHIFT
@@ -158,6 +212,7 @@ class EmulatedDoor:
                     file.put()
                 else:
                     vma = self.mm.map_region(start, pages, prot, shared, file, offset >> PAGE_SHIFT)
+                vma.locked = bool(flags & MAP_LOCKED)
                 return vma.start << PAGE_SHIFT
 
     def _place(self, address: int, length: int, flags: int) -> tuple[int, int]:
@@ -168,11 +223,11 @@ class EmulatedDoor:
         if pages > TASK_SIZE_PAGES:
             raise rules.MMAP_SPACE(f"length {length:#x}")
         if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+            start = address >> PAGE_SHIFT
+            if address + (pages << PAGE_SHIFT) > TASK_SIZE_PAGES << PAGE_SHIFT:
+                raise rules.MMAP_SPACE(f"address {address:#x}, length {length:#x}")
             if address & (PAGE_SIZE - 1):
                 raise rules.MMAP_ADDRESS(f"address {address:#x}")
-            start = address >> PAGE_SHIFT
-            if start + pages > TASK_SIZE_PAGES:
-                raise rules.MMAP_SPACE(f"address {address:#x}, length {length:#x}")
             if flags & MAP_FIXED_NOREPLACE and self.mm.overlapping(start, start + pages):
                 raise rules.MMAP_TAKEN(f"address {address:#x}, length {length:#x}")
             return start, pages
@@ -181,16 +236,37 @@ class EmulatedDoor:
             return start, pages
         return self.mm.get_unmapped_area(pages), pages
 
-    def _check_mapping(self, file: File | None, prot: int, flags: int) -> bool:
-        """do_mmap(): the type of mapping, and what the file's mount forbids.  Whether it's shared."""
-        kind = flags & 0xF
+    @staticmethod
+    def _check_anonymous(flags: int) -> bool:
+        """do_mmap() without a file: the type of mapping.  Whether it's shared."""
+        kind = flags & MAP_TYPE
+        if kind not in (MAP_SHARED, MAP_PRIVATE):
+            raise rules.MMAP_FLAGS(f"flags {flags:#x}")
+        if kind == MAP_SHARED and flags & MAP_GROWSDOWN:
+            raise rules.MMAP_GROWS(f"flags {flags:#x}")
+        return kind == MAP_SHARED
+
+    @staticmethod
+    def _check_file(file: File, pgoff: int, pages: int, prot: int, flags: int) -> bool:
+        """do_mmap() with a file: its size, the type of mapping, and what the file's mount forbids.  Whether it's shared."""
+        largest = (1 << 63) - 1 if file.inode.mode & 0o170000 == S_IFREG else _U64
+        if pgoff > largest - (pages << PAGE_SHIFT) >> PAGE_SHIFT:
+            raise rules.MMAP_FILE_LIMIT(f"offset {pgoff << PAGE_SHIFT:#x}, {pages} pages")
+        kind = flags & MAP_TYPE
         if kind not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE):
             raise rules.MMAP_FLAGS(f"flags {flags:#x}")
-        if file is not None and file.noexec and prot & PROT_EXEC:
+        if kind == MAP_SHARED_VALIDATE and flags & ~_LEGACY_MAP_MASK:
+            raise rules.MMAP_VALIDATE(f"flags {flags & ~_LEGACY_MAP_MASK:#x}")
+        if file.noexec and prot & PROT_EXEC:
             raise rules.MMAP_NOEXEC(file.name)
+        if not file.can_mmap:
+            raise rules.MMAP_UNSUPPORTED(file.name)
+        if flags & MAP_GROWSDOWN:
+            raise rules.MMAP_GROWS(f"flags {flags:#x}")
         return kind != MAP_PRIVATE
 
     def munmap(self, address: int, length: int) -> None:
+        address, length = address & _U64, length & _U64
         with _Syscall(self):
             start, end = self._range(address, length)
             if address & (PAGE_SIZE - 1) or not length or end > TASK_SIZE_PAGES:
@@ -199,32 +275,29 @@ class EmulatedDoor:
                 self.mm.unmap_region(start, end)
 
     def mprotect(self, address: int, length: int, prot: int) -> None:
+        """do_mprotect_pkey(): the checks in their order."""
+        address, length = address & _U64, length & _U64
+        grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
         with _Syscall(self):
+            if grows == PROT_GROWSDOWN | PROT_GROWSUP:
+                raise rules.MPROTECT_GROWS(f"protection {prot:#x}")
             if address & (PAGE_SIZE - 1):
                 raise rules.MPROTECT_RANGE(f"address {address:#x}")
+            if not length:
+                return
+            start, end = self._range(address, length)
+            if end << PAGE_SHIFT > _U64:
+                raise rules.MPROTECT_WRAP(f"address {address:#x}, length {length:#x}")
+            if prot & ~(_PROT | mman.PROT_SEM | grows):
+                raise rules.MPROTECT_PROT(f"protection {prot:#x}")
             with self.mm.mmap_lock.exclusive:
-                self.mm.protect(*self._range(address, length), prot)
+                if grows and self.mm.overlapping(start, end if grows == PROT_GROWSDOWN else start + 1):
+                    raise rules.MPROTECT_GROWS(f"protection {prot:#x}")
+                self.mm.protect(start, end, prot & _PROT)
 
     def madvise(self, address: int, length: int, advice: int) -> None:
-        """do_madvise(): what bears on guest_memfd is DONTNEED (drop the page tables) and COLLAPSE (refused)."""
         with _Syscall(self):
-            if advice not in _ADVICE:
-                raise rules.MADVISE_ADVICE(f"advice {advice}")
-            if address & (PAGE_SIZE - 1) or length < 0:
-                raise rules.MADVISE_RANGE(f"address {address:#x}, length {length:#x}")
-            start, end = self._range(address, length)
-            with self.mm.mmap_lock.shared:
-                parts = self.mm.overlapping(start, end)
-                for vma in parts:
-                    self._advise(vma, max(vma.start, start), min(vma.end, end), advice)
-                if sum(min(v.end, end) - max(v.start, start) for v in parts) != end - start:
-                    raise rules.MADVISE_UNMAPPED(f"address {address:#x}, length {length:#x}")
-
-    def _advise(self, vma: Vma, start: int, end: int, advice: int) -> None:
-        if advice == MADV_COLLAPSE:
-            raise rules.MADVISE_COLLAPSE(f"{vma}")
-        if advice == MADV_DONTNEED:
-            self.mm.zap_page_range(start, end)
+            do_madvise(self.mm, address & _U64, length & _U64, advice)
 
     @staticmethod
     def _range(address: int, length: int) -> tuple[int, int]:
@@ -239,8 +312,7 @@ class EmulatedDoor:
             self.mm.write(address, data)
 
     def load_guest(self, vcpu_fd: int, guest: Guest) -> None:
-        from ..hw.guest_cpu import GuestCpu
-
         file: Any = self.process.file(vcpu_fd)
         assert isinstance(file, VcpuFile)
-        file.vcpu.cpu.load_guest(guest, GuestCpu(file.vcpu.cpu))
+        file.vcpu.pending_exit = file.vcpu.completion = file.vcpu.complete_userspace_io = None
+        file.vcpu.cpu.load_guest(guest, file.vcpu.cpu.interface())

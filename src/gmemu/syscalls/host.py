@@ -24,22 +24,21 @@ import os
 from collections.abc import Callable
 from ctypes import c_char, c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_ulong, c_void_p
 from errno import EFAULT
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..mm.file import Stat
-from ..rules import BusError, KernelError, MemoryFault, Rule, SegmentationFault, gmemu
+from ..rules import BusError, MemoryFault, SegmentationFault, gmemu
 from ..rules import mm as rules
-from ..uapi.errno import errno_name
 from ..uapi.ioctl import ioctl_size
 from ..uapi.kvm import ioctl_name
 from ..uapi.mman import O_CLOEXEC, O_RDWR
+from .real import RealRule, real_rule
 
 if TYPE_CHECKING:
     from ..hw.cpu import Guest
     from ..mm.uaccess import UserPointer
 
-__all__ = ["HostDoor", "HostRule"]
+__all__ = ["HostDoor"]
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 _LONG = (1 << 64) - 1
@@ -80,29 +79,8 @@ _process_vm_readv = _declare("process_vm_readv", c_ssize_t, *_IOV)
 _process_vm_writev = _declare("process_vm_writev", c_ssize_t, *_IOV)
 
 
-class HostRule(Rule):
-    """A real kernel's refusal: all that is known is the call and the outcome.  Not in the catalogue."""
-
-    __slots__ = ()
-
-    def __init__(self, call: str, errno: int, signal: str = "") -> None:
-        outcome = signal or errno_name(errno)
-        super().__init__(
-            f"host.{call}.{outcome}",
-            errno,
-            f"this machine's kernel refused {call} with {outcome} and doesn't say which check failed",
-            f"Linux {os.uname().release}",
-            advice="The emulated kernel does say: make the same calls there.",
-            signal=signal,
-        )
-
-    def __reduce__(self) -> tuple[Callable[..., Rule], tuple[Any, ...]]:
-        return _rule, (self.id.split(".")[1], self.errno, self.signal)
-
-
-@cache
-def _rule(call: str, errno: int, signal: str) -> HostRule:
-    return HostRule(call, errno, signal)
+def _rule(call: str, errno: int, signal: str) -> RealRule:
+    return real_rule("host", f"Linux {os.uname().release}", call, errno, signal)
 
 
 def _check(result: int, call: str, asked: str) -> int:
@@ -166,15 +144,16 @@ class HostDoor:
 
     def read(self, fd: int, length: int) -> bytes:
         buffer = ctypes.create_string_buffer(length)
-        return buffer[: _check(_read(fd, buffer, length), "read", f"fd {fd}, {length:#x} bytes")]
+        got = _check(_read(fd, buffer, length), "read", f"fd {fd}, {length:#x} bytes")
+        return buffer.raw[:got]
 
     def write(self, fd: int, data: bytes) -> int:
         return _check(_write(fd, data, len(data)), "write", f"fd {fd}, {len(data):#x} bytes")
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         buffer = ctypes.create_string_buffer(length)
-        asked = f"fd {fd}, {length:#x} bytes, {offset:#x}"
-        return buffer[: _check(_pread(fd, buffer, length, offset), "pread", asked)]
+        got = _check(_pread(fd, buffer, length, offset), "pread", f"fd {fd}, {length:#x} bytes, {offset:#x}")
+        return buffer.raw[:got]
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         return _check(_pwrite(fd, data, len(data), offset), "pwrite", f"fd {fd}, {len(data):#x} bytes, {offset:#x}")
@@ -220,34 +199,29 @@ def _transfer(address: int, data: bytearray | memoryview, *, write: bool) -> Non
         moved = call(pid, here, 1, _iovec(at & _LONG, left), 1, 0) if 0 <= at <= _LONG else -1
         if moved <= 0:
             moved = min(left, PAGE_SIZE - at % PAGE_SIZE)
-            if not _allowed(at, write) or not _through_pipe(at, base + done, moved, write=write):
-                raise _fault(at, write=write)
+            permissions = _permissions(at)
+            possible = "w" in permissions if write else permissions[:3] not in ("", "---")
+            if not possible or not _through_pipe(at, base + done, moved, write=write):
+                raise _fault(at, permissions, write=write)
         done += moved
 
 
-def _protection(address: int) -> str | None:
-    """The mapping's permissions as /proc/self/maps has them ("rw-s"), if there is one."""
+def _permissions(address: int) -> str:
+    """The mapping's permissions as /proc/self/maps has them ("rw-s"), or "" where there is none."""
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
             span, permissions, _ = line.split(None, 2)
             start, end = (int(part, 16) for part in span.split(b"-"))
             if start <= address < end:
                 return permissions.decode()
-    return None
+    return ""
 
 
-def _allowed(address: int, write: bool) -> bool:
-    """Whether something is mapped there that the access's kind is allowed on; what can be written can be read on x86."""
-    permissions = _protection(address) or "---"
-    return "w" in permissions if write else permissions[:2] != "--"
-
-
-def _fault(address: int, *, write: bool) -> MemoryFault:
-    """The signal that the CPU would have ended in."""
+def _fault(address: int, permissions: str, *, write: bool) -> MemoryFault:
+    """The signal that the CPU would have ended in: SIGBUS if the protection allows it; x86 may read what it may write."""
     call = "store" if write else "load"
-    if _allowed(address, write):
+    if "w" in permissions or ("r" in permissions and not write):
         return BusError(_rule(call, EFAULT, "SIGBUS"), address, f"{call} at a mapped address")
-    permissions = _protection(address)
     where = f"a mapping with permissions {permissions}" if permissions else "an address where nothing is mapped"
     return SegmentationFault(_rule(call, EFAULT, "SIGSEGV"), address, f"{call} at {where}")
 

@@ -9,7 +9,10 @@ __all__ = ["EHWPOISON", "errno_name"]
 
 EHWPOISON = 133
 
+# Linux gives both ENOTSUP and EOPNOTSUPP the number 95, and speaks of the second.
+_NAMES = {EHWPOISON: "EHWPOISON", errno.EOPNOTSUPP: "EOPNOTSUPP"}
+
 
 def errno_name(number: int) -> str:
     """The name of an errno value, such as EINVAL."""
-    return "EHWPOISON" if number == EHWPOISON else errno.errorcode.get(number, f"errno {number}")
+    return _NAMES.get(number) or errno.errorcode.get(number, f"errno {number}")

@@ -71,6 +71,6 @@ class Machine:
         assert self.rmp.check_host_write(pfn)
         self.memory.write(pfn * PAGE_SIZE, page.ljust(PAGE_SIZE, b"\0"))
 
-    def page(self, pfn: int, key: int = 0) -> bytes:
-        """A page's bytes as `key` sees them."""
-        return self.memory.read(pfn * PAGE_SIZE, PAGE_SIZE, key)
+    def page(self, pfn: int, asid: int = 0) -> bytes:
+        """A page's bytes as the guest with `asid` sees them; 0: the host."""
+        return self.memory.read(pfn * PAGE_SIZE, PAGE_SIZE, self.psp.keys.get(asid, 0))

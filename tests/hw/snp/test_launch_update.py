@@ -388,7 +388,8 @@ class TestBackToBack:
         assert fast.memory.keys == slow.memory.keys
         assert [(t, row) for _, t, rows in log for row in rows] == [(t, row) for _, t, rows in other_log for row in rows]
         length = (self.PAGES + 53) * 4096
-        assert fast.memory.read(PAGE << 12, length, ASID) == slow.memory.read(PAGE << 12, length, ASID)
+        key = fast.psp.keys[ASID]
+        assert fast.memory.read(PAGE << 12, length, key) == slow.memory.read(PAGE << 12, length, key)
         assert log[0][2][-1][0] == GPA + (self.PAGES - 1) * 4096
         fast.close()
         slow.close()

@@ -137,7 +137,7 @@ class TestMove:
         machine.guest()
         put(machine, source, pagesize=pagesize)
         machine.rmp.firmware_write(PAGE, 512, lambda e: e._replace(vmsa=True, vmpl=(31, 1, 2, 3)))
-        machine.memory.write(PAGE << 12, b"guest's", key=ASID)
+        machine.memory.write(PAGE << 12, b"guest's", key=machine.psp.keys[ASID])
         put(machine, RmpState.PRE_GUEST, DST, GFN + 512, pagesize=pagesize)
         assert machine.psp.page_move(GCTX, PAGE, DST, pagesize) == OK
         entry = machine.rmp.lookup(DST)

@@ -94,6 +94,18 @@ class TestInit:
         assert cold.psp.df_flush() == OK
         assert cold.psp.activate(GCTX, ASID) == OK
 
+    def test_an_asid_that_is_used_again_has_another_key(self, machine: Machine) -> None:
+        first = machine.guest().key
+        machine.memory.write(PAGE << 12, b"old guest's", key=first)
+        assert machine.psp.decommission(GCTX) == OK
+        assert ASID not in machine.psp.keys
+        machine.psp.wbinvd()
+        assert machine.psp.df_flush() == OK
+        assert machine.psp.page_reclaim(GCTX) == OK
+        assert machine.rmp.rmpupdate(GCTX, assigned=False) == (0, 1)
+        assert machine.guest().key != first
+        assert not machine.page(PAGE, ASID).startswith(b"old guest's")
+
 
 class TestGctxCreate:
     def test_firmware_becomes_context(self, machine: Machine) -> None:

@@ -19,7 +19,10 @@ from .rmp_entry import RmpState
 __all__ = ["FIRMWARE_KEY", "Firmware", "Inject", "LaunchLog", "PlatformState"]
 
 FIRMWARE_KEY = 1 << 16
-"""The key of context pages: not an ASID, so that no one but the firmware reads sense there."""
+"""The key of context pages: no guest's, so that no one but the firmware reads sense there."""
+
+GUEST_KEYS = 1 << 17
+"""Guests' keys are numbered from here on; none is ever used twice, so a guest can't read what another left."""
 
 Inject = Callable[[PspCommand, int], PspStatus | None]
 """Asked before each command with its page (of the context, where the command names no other): the status to return instead
@@ -71,6 +74,9 @@ class Firmware:
         self.inject: Inject | None = None
         self.log: LaunchLog | None = None
         self._asids: dict[int, AsidState] = {}
+        self.keys: dict[int, int] = {}
+        """The key of each ASID that is bound to a guest."""
+        self._next_key = GUEST_KEYS
         self._other_asids = AsidState.CLEAN if booted else AsidState.DIRTY
         self._wbinvd_done = booted
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..cpu import Access, NestedPageFault, PlainMemory, RmpFault, VmmCommunication
@@ -20,14 +21,14 @@ PAGES_PER_2M = 512
 
 
 class SnpMemory(PlainMemory):
-    """How a vCPU of the guest with `asid` at `vmpl` sees memory whose key is `memory_key`."""
+    """How a vCPU of the guest with `asid` at `vmpl` sees memory.  `keys` has the key of each ASID in use."""
 
-    def __init__(self, rmp: Rmp, vmpl: int = 0) -> None:
-        self.rmp, self.vmpl = rmp, vmpl
-        self.asid = self.memory_key = 0
+    def __init__(self, rmp: Rmp, keys: dict[int, int], vmpl: int = 0) -> None:
+        self.rmp, self.keys, self.vmpl = rmp, keys, vmpl
+        self.asid = 0
 
     def key(self, encrypted: bool) -> int:
-        return self.memory_key if encrypted else 0
+        return self.keys[self.asid] if encrypted else 0
 
     def check(self, pfn: int, gfn: int, write: bool, encrypted: bool) -> None:
         access = VmplMask.WRITE if write else VmplMask.READ
@@ -55,15 +56,12 @@ class SnpMemory(PlainMemory):
 
         return self._instruction(cpu, gfn, execute)
 
-    def _instruction(self, cpu: Cpu, gfn: int, execute: object) -> int:
-        assert callable(execute)
+    def _instruction(self, cpu: Cpu, gfn: int, execute: Callable[[int], int]) -> int:
         gpa = gfn << PAGE_SHIFT
         while True:
             previous = cpu.rt.enter(cpu.task)
             try:
-                result = execute(cpu.translate(gfn, True, True))
-                assert isinstance(result, int)
-                return result
+                return execute(cpu.translate(gfn, True, True))
             except NestedFault as fault:
                 error_code = fault.error
             except NotValidated as fault:

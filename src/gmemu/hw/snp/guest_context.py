@@ -27,6 +27,8 @@ class GuestContext:
 
     state: GuestState = GuestState.INIT
     asid: int = 0
+    key: int = 0
+    """The memory encryption key, as `PhysicalMemory` numbers them: new with each activation."""
     policy: int = 0
     ld: LaunchDigest = field(default_factory=LaunchDigest)
     imd: LaunchDigest = field(default_factory=LaunchDigest)

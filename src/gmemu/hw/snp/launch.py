@@ -177,7 +177,7 @@ class LaunchCommands(Firmware):
         if imi:
             for at, contents, _ in rows:
                 guest.imd.extend(page_type, at, contents, imi=True, vmpl_masks=masks)
-        self.memory.encrypt_in_place(pfn, pages, guest.asid)
+        self.memory.encrypt_in_place(pfn, pages, guest.key)
         self.rmp.set_validated(pfn, pages, vmsa=page_type == SnpPageType.VMSA, vmpl_masks=masks)
         if self.log:
             self.log(gctx_pfn, page_type, rows)

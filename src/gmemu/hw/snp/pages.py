@@ -81,7 +81,7 @@ class PageCommands(Firmware):
         if states in ((RmpState.PRE_SWAP, RmpState.PRE_GUEST), (RmpState.PRE_GUEST, RmpState.PRE_GUEST)):
             if not src.asid == dst.asid == guest.asid:
                 return PspStatus.INVALID_PAGE_OWNER
-            self._copy(dst_pfn, src_pfn, pages, guest.asid)
+            self._copy(dst_pfn, src_pfn, pages, guest.key)
             arrived = src._replace(immutable=False, gfn_delta=src.gfn(src_pfn) - dst_pfn)
             self.rmp.firmware_write(src_pfn, pages, lambda e: e._replace(validated=False, immutable=False))
             self.rmp.firmware_write(dst_pfn, pages, lambda e: arrived)

@@ -95,7 +95,9 @@ class Psp(LaunchCommands, PageCommands):
             return PspStatus.DFFLUSH_REQUIRED
         self.rt.writes(("gctx", gctx_pfn))
         self._asids[asid] = AsidState.OWNED
-        guest.asid = asid
+        guest.asid, guest.key = asid, self._next_key
+        self.keys[asid] = guest.key
+        self._next_key += 1
         return PspStatus.SUCCESS
 
     def decommission(self, gctx_pfn: int) -> PspStatus:
@@ -114,6 +116,7 @@ class Psp(LaunchCommands, PageCommands):
         self.rt.writes(("gctx", gctx_pfn))
         if guest.asid:
             self._asids[guest.asid] = AsidState.DIRTY
+            del self.keys[guest.asid]
             self._wbinvd_done = False
         del self.contexts[gctx_pfn]
         self.rmp.firmware_write(gctx_pfn, 1, lambda e: e._replace(vmsa=False))

@@ -19,4 +19,8 @@ def arch_class(vm_type: VmType) -> type[VmArch]:
         from .snp import SnpVm
 
         return SnpVm
+    if vm_type is VmType.TDX:
+        from .tdx import TdxVm
+
+        return TdxVm
     return VmArch

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...hw.cpu import Exit, GuestMemory, PlainMemory
+from ...hw.cpu import Cpu, Exit, GuestMemory, PlainMemory
 from ...mm.uaccess import UserPointer
 from ...rules import kvm as rules
-from ...uapi.kvm import VmType
+from ...uapi.kvm import Cap, VmType
 from ..guest_memfd.invalidate import Filter
 
 if TYPE_CHECKING:
+    from ...hw.tlb import Translation
+    from ..mmu import PageFault, RetPf
     from ..vcpu import Vcpu
     from ..vm import Vm
 
@@ -31,8 +33,9 @@ class VmArch:
 
     @property
     def nr_memslot_as_ids(self) -> int:
-        """Address spaces of memslots: SMM has its own, but not with private memory."""
-        return 1 if self.has_private_mem else 2
+        """Address spaces of memslots: SMM has its own where the kernel has SMM, but not with private memory."""
+        spaces = self.vm.profile.caps[Cap.MULTI_ADDRESS_SPACE]
+        return max(spaces.private_vm if self.has_private_mem else spaces.default_vm, 1)
 
     # Life
 
@@ -46,12 +49,30 @@ class VmArch:
         """The last reference to the VM is gone; its memory is still there."""
 
     def mem_enc_op(self, arg: UserPointer) -> int:
-        """KVM_MEMORY_ENCRYPT_OP on the VM fd.  As the machine has SNP, an empty request succeeds on any VM."""
-        if arg == 0:
+        """KVM_MEMORY_ENCRYPT_OP on the VM fd.  Where the machine has SNP, an empty request succeeds on any VM."""
+        if arg == 0 and self.vm.host.platform == "amd":
             return 0
         raise rules.MEM_ENC_UNSUPPORTED(f"VM type {self.vm_type.name}")
 
+    def vcpu_mem_enc_unlocked_op(self, vcpu: Vcpu, arg: UserPointer) -> int | None:
+        """KVM_MEMORY_ENCRYPT_OP on a vCPU fd, before the vCPU's mutex is taken.  `None`: try `vcpu_mem_enc_op`."""
+        if self.vm.host.platform == "intel":
+            from ...rules import tdx as tdx_rules
+
+            raise tdx_rules.VCPU_NOT_TD(f"VM type {self.vm_type.name}")
+        return None
+
+    def vcpu_mem_enc_op(self, vcpu: Vcpu, arg: UserPointer) -> int:
+        """KVM_MEMORY_ENCRYPT_OP on a vCPU fd."""
+        raise rules.MEM_ENC_UNSUPPORTED("a vCPU; only TDX has commands for one")
+
     # Memory
+
+    def check_gfn(self, gfn: int) -> None:
+        """May refuse a memslot that ends with this frame (kvm_is_gfn_alias)."""
+
+    def check_prefault(self, gfn: int) -> None:
+        """May refuse to map this frame ahead of use (kvm_is_gfn_alias)."""
 
     def synthesize_error_code(self, gfn: int, error_code: int) -> int:
         """Add what KVM knows and the processor doesn't, such as PFERR_PRIVATE_ACCESS."""
@@ -60,6 +81,10 @@ class VmArch:
     def make_private(self, gfn: int, pfn: int, count: int) -> None:
         """kvm_arch_gmem_make_private(): a private page is about to be given to the guest."""
 
+    def map(self, fault: PageFault) -> RetPf:
+        """kvm_tdp_mmu_map() for a fault whose page was found; mmu_lock is held."""
+        return self.vm.mmu.map(fault)
+
     def unmap_range(self, start: int, end: int, filter: Filter) -> bool:
         """kvm_unmap_gfn_range(): one nested page table serves both views, so the filter selects nothing."""
         return self.vm.mmu.unmap_range(start, end)
@@ -67,7 +92,21 @@ class VmArch:
     def invalidate_range(self, start: int, end: int) -> None:
         """kvm_arch_gmem_invalidate_range(): guest frames [start, end) are going away; mmu_lock is held."""
 
+    # For those who check what must hold
+
+    def translation(self, frame: int) -> Translation | None:
+        """Where a processor's walk would lead for a frame that stands in its TLB."""
+        return self.vm.mmu.walk(frame)
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` if what the VM type keeps besides the nested page table is out of order."""
+
     # Running
+
+    def create_cpu(self, vcpu: Vcpu) -> Cpu:
+        """The virtual processor that runs the vCPU's guest."""
+        vm = self.vm
+        return Cpu(vm.rt, vm.host.memory, vm.mmu.walk, self.protection(vcpu), self.encrypted_default)
 
     def protection(self, vcpu: Vcpu) -> GuestMemory:
         """How the vCPU's accesses are checked."""

@@ -11,6 +11,7 @@ from ...hw.memory import PAGE_SHIFT
 from ...hw.snp.guest import SnpMemory
 from ...mm.uaccess import UserPointer, copy_from_user, copy_to_user
 from ...rules import KernelError
+from ...rules import gmemu as own_rules
 from ...rules import snp as rules
 from ...uapi.kvm import ExitReason, VmType, kvm_exit_fail_entry
 from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["SnpVm"]
 
-GHCB_VERSION = 2
+GHCB_VERSION_MAX = GHCB_VERSION_DEFAULT = 2
 PAGES_PER_2M = 512
 SVM_EXIT_ERR = (1 << 64) - 1
 
 
 class SnpVm(VmArch):
-    """struct kvm_sev_info of an SNP guest.  `snp_context` is the page frame of its firmware context."""
+    """struct kvm_sev_info of an SNP guest.  `snp_context` is the page frame of its firmware context, `fd` the descriptor of
+    /dev/sev that the launch was started with."""
 
     vm_type = VmType.SNP
     has_private_mem = True
@@ -48,8 +50,11 @@ class SnpVm(VmArch):
         self.ghcb_version = 0
         self.asid = 0
         self.policy = 0
+        self.fd = 0
         self.snp_context: int | None = None
         self.vmsa_pfns: dict[Vcpu, int] = {}
+        self.ghcb_gfns: dict[Vcpu, int] = {}
+        """Where each guest processor registered its GHCB."""
 
     # Life
 
@@ -60,21 +65,31 @@ class SnpVm(VmArch):
         self.vmsa_pfns[vcpu] = pfn
 
     def vm_destroy(self) -> None:
-        """sev_free_vcpu(), sev_vm_destroy(): VMSAs go back, then the context, then the ASID."""
+        """sev_free_vcpu(), sev_vm_destroy(): VMSAs go back, then the context, then the ASID.  What can't be had back is
+        leaked, and an ASID that the firmware still takes for a guest's with it."""
         for pfn in self.vmsa_pfns.values():
-            self.platform.make_shared(pfn, 1)
+            if self.active:
+                self._rmp_make_shared(pfn)
             self.vm.host.memmap.put(pfn)
         self.vmsa_pfns.clear()
-        if self.active:
-            self.decommission()
+        if not self.active:
+            return
+        if self.decommission():
             self.platform.asid_free(self.asid)
+        elif self.snp_context is not None:
+            self.vm.host.memmap.leak(self.snp_context, 1)
 
-    def decommission(self) -> None:
-        """snp_decommission_context()."""
-        if self.snp_context is not None:
-            context, self.snp_context = self.snp_context, None
-            self.platform.psp.decommission(context)
-            self.platform.free_firmware_page(context)
+    def decommission(self) -> bool:
+        """snp_decommission_context(): whether there is no context left."""
+        if self.snp_context is None:
+            return True
+        status = self.platform.psp.decommission(self.snp_context)
+        if status is not PspStatus.SUCCESS:
+            self.platform.warn(f"SNP_DECOMMISSION of context {self.snp_context:#x}: {status.name}")
+            return False
+        context, self.snp_context = self.snp_context, None
+        self.platform.free_firmware_page(context)
+        return True
 
     # Commands
 
@@ -89,12 +104,22 @@ class SnpVm(VmArch):
                 raise rules.OLD_COMMAND(f"command {cmd.id}")
             handler = _COMMANDS.get(cmd.id)
             if handler is None:
-                raise rules.UNKNOWN_COMMAND(f"command {cmd.id}")
+                raise self._no_handler(cmd.id)
             try:
                 handler(self, cmd)
             finally:
                 copy_to_user(mm, arg, cmd)
         return 0
+
+    def _no_handler(self, id: int) -> KernelError:
+        """The commands of other kinds of guests fail by checks of their own."""
+        if id in (SevCmd.INIT, SevCmd.ES_INIT):
+            return rules.SEV_INIT(f"command {id}, VM type {self.vm_type.name}")
+        if id in _SEV_COMMANDS:
+            return rules.SEV_COMMAND(f"command {id}, VM type {self.vm_type.name}")
+        if id == SevCmd.SNP_ENABLE_REQ_CERTS and self.vm.profile.snp_req_certs:
+            return own_rules.SNP_REQ_CERTS()
+        return rules.UNKNOWN_COMMAND(f"command {id}")
 
     def guest_init2(self, cmd: kvm_sev_cmd) -> None:
         """sev_guest_init2() and __sev_guest_init()."""
@@ -107,12 +132,13 @@ class SnpVm(VmArch):
         supported = self.platform.supported_vmsa_features
         if data.vmsa_features & ~supported:
             raise rules.INIT_FEATURES(f"{data.vmsa_features:#x}, supported {supported:#x}")
-        if data.ghcb_version not in (0, GHCB_VERSION):
+        ghcb_version = data.ghcb_version or GHCB_VERSION_DEFAULT
+        if not vm.profile.snp_min_ghcb_version <= ghcb_version <= GHCB_VERSION_MAX:
             raise rules.INIT_GHCB(f"{data.ghcb_version}")
         self.asid = self.platform.asid_new()
         self.active = True
         self.vmsa_features = data.vmsa_features | SVM_SEV_FEAT_SNP_ACTIVE
-        self.ghcb_version = GHCB_VERSION
+        self.ghcb_version = ghcb_version
 
     @property
     def secure_tsc(self) -> bool:
@@ -134,7 +160,15 @@ class SnpVm(VmArch):
         if status is not PspStatus.SUCCESS:
             self.vm.host.memmap.leak(pfn, 1)
             return self.vm.bug(f"pfn {pfn:#x} can't be reclaimed: {status.name}")
-        self.platform.rmp_make_shared(pfn)
+        return self._rmp_make_shared(pfn)
+
+    def _rmp_make_shared(self, pfn: int) -> KernelError | None:
+        """kvm_rmp_make_shared(): a page that the RMP won't give back is leaked, and the VM is dead."""
+        try:
+            self.platform.rmp_make_shared(pfn)
+        except KernelError as error:
+            self.vm.host.memmap.leak(pfn, 1)
+            return self.vm.bug(f"pfn {pfn:#x} can't be made shared: {error}")
         return None
 
     # Memory
@@ -155,8 +189,8 @@ class SnpVm(VmArch):
     # Running
 
     def protection(self, vcpu: Vcpu) -> SnpMemory:
-        memory = SnpMemory(self.platform.rmp)
-        memory.asid = memory.memory_key = self.asid
+        memory = SnpMemory(self.platform.rmp, self.platform.psp.keys)
+        memory.asid = self.asid
         return memory
 
     @property
@@ -164,10 +198,12 @@ class SnpVm(VmArch):
         return True
 
     def pre_run(self, vcpu: Vcpu) -> int:
-        """A VM that wasn't initialised is refused; VMRUN of a VMSA that isn't the guest's fails in hardware."""
+        """A VM that wasn't initialised is refused; VMRUN of a VMSA that isn't the guest's fails in hardware, unless a signal
+        keeps KVM from trying."""
         if not self.active:
             raise rules.RUN_NOT_INITIALIZED()
-        if not vcpu.guest_state_protected or not self.pre_fault_allowed:
+        runnable = vcpu.guest_state_protected and self.pre_fault_allowed
+        if not runnable and not self.vm.rt.current.pending_signals:
             details = kvm_exit_fail_entry(hardware_entry_failure_reason=SVM_EXIT_ERR)
             vcpu.set_exit(ExitReason.FAIL_ENTRY, details)
             return 0
@@ -186,8 +222,10 @@ class SnpVm(VmArch):
         if not error_code & PFERR_GUEST_RMP_MASK:
             return
         vm, gfn = self.vm, gpa >> PAGE_SHIFT
+        if not vm.attributes.is_private(gfn):
+            return
         slot = vm.find_slot(gfn)
-        if slot is None or not slot.has_gmem or not vm.attributes.is_private(gfn):
+        if slot is None or not slot.has_gmem:
             return
         try:
             pfn = kvm_gmem_get_pfn(vm, slot, gfn)
@@ -195,12 +233,26 @@ class SnpVm(VmArch):
             return
         entry = self.platform.rmp.lookup(pfn)
         if entry is not None and entry.assigned and entry.pagesize:
-            self.platform.rmp.psmash(pfn // PAGES_PER_2M * PAGES_PER_2M)
-            with vm.mmu_lock.exclusive:
+            self.platform.psmash(pfn)
+            with vm.mmu_lock.exclusive:  # kvm_zap_gfn_range()
+                vm.mmu.invalidate_begin()
+                vm.mmu.invalidate_range_add(gfn, gfn + PAGES_PER_2M)
                 if vm.mmu.unmap_range(gfn, gfn + PAGES_PER_2M):
                     vm.flush_remote_tlbs()
+                vm.mmu.invalidate_end()
         vm.host.memmap.put(pfn)
 
+
+_SEV_COMMANDS = frozenset(
+    (
+        *range(SevCmd.LAUNCH_START, SevCmd.SEND_UPDATE_DATA + 1),
+        SevCmd.SEND_FINISH,
+        *(SevCmd.RECEIVE_START, SevCmd.RECEIVE_UPDATE_DATA, SevCmd.RECEIVE_FINISH),
+        *(SevCmd.GUEST_STATUS, SevCmd.DBG_DECRYPT, SevCmd.DBG_ENCRYPT),
+        *(SevCmd.GET_ATTESTATION_REPORT, SevCmd.SEND_CANCEL),
+    )
+)
+"""What sev_mem_enc_ioctl() knows of SEV; SEND_UPDATE_VMSA, RECEIVE_UPDATE_VMSA and CERT_EXPORT have only a number."""
 
 _COMMANDS: dict[int, Callable[[SnpVm, kvm_sev_cmd], None]] = {
     SevCmd.INIT2: SnpVm.guest_init2,

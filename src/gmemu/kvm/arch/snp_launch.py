@@ -12,12 +12,6 @@ from ...rules import KernelError, MemoryFault
 from ...rules import gmem as gmem_rules
 from ...rules import snp as rules
 from ...uapi.sev import (
-    SNP_POLICY_MASK_API_MAJOR,
-    SNP_POLICY_MASK_API_MINOR,
-    SNP_POLICY_MASK_DEBUG,
-    SNP_POLICY_MASK_RSVD_MBO,
-    SNP_POLICY_MASK_SINGLE_SOCKET,
-    SNP_POLICY_MASK_SMT,
     PspStatus,
     SnpPageType,
     kvm_sev_cmd,
@@ -37,14 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["launch_finish", "launch_start", "launch_update"]
 
 INITIAL_VMSA_GFN = 0xFFFFFFFFF000 >> PAGE_SHIFT
-SUPPORTED_POLICY = (
-    SNP_POLICY_MASK_API_MINOR
-    | SNP_POLICY_MASK_API_MAJOR
-    | SNP_POLICY_MASK_SMT
-    | SNP_POLICY_MASK_RSVD_MBO
-    | SNP_POLICY_MASK_DEBUG
-    | SNP_POLICY_MASK_SINGLE_SOCKET
-)
 DEFAULT_TSC_KHZ = 2_000_000
 _POPULATED_TYPES = (
     SnpPageType.NORMAL,
@@ -61,10 +47,10 @@ def _is_sev_fd(sev: SnpVm, fd: int) -> bool:
     return isinstance(sev.vm.rt.current.process.files.get(fd), SevDeviceFile)
 
 
-def _check_sev_fd(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
-    """__sev_issue_cmd(): commands go through the /dev/sev that user space names.  Raises EBADF."""
-    if not _is_sev_fd(sev, cmd.sev_fd):
-        raise rules.DEVICE_FD(f"fd {cmd.sev_fd}")
+def _check_sev_fd(sev: SnpVm, fd: int) -> None:
+    """__sev_issue_cmd(): commands go through the /dev/sev that user space named.  Raises EBADF."""
+    if not _is_sev_fd(sev, fd):
+        raise rules.DEVICE_FD(f"fd {fd}")
 
 
 # START
@@ -79,10 +65,11 @@ def launch_start(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
         raise rules.START_AGAIN()
     if params.flags:
         raise rules.START_FLAGS(f"flags {params.flags:#x}")
-    if params.policy & ~SUPPORTED_POLICY:
-        raise rules.START_POLICY(f"policy {params.policy:#x}, known {SUPPORTED_POLICY:#x}")
-    if not params.policy & SNP_POLICY_MASK_RSVD_MBO:
-        raise rules.START_POLICY_MBO(f"policy {params.policy:#x}")
+    known, required = sev.vm.profile.snp_policy_bits, sev.vm.profile.snp_policy_required
+    if params.policy & ~known:
+        raise rules.START_POLICY(f"policy {params.policy:#x}, known {known:#x}")
+    if required & ~params.policy:
+        raise rules.START_POLICY_REQUIRED(f"policy {params.policy:#x}")
     psp = sev.platform.psp
     sev.snp_context = _context_create(sev, cmd)
     try:
@@ -93,7 +80,7 @@ def launch_start(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
             desired_tsc_khz=DEFAULT_TSC_KHZ if sev.secure_tsc else 0,
         )
         sev.check_status(cmd, status, "SNP_LAUNCH_START")
-        sev.policy = params.policy
+        sev.policy, sev.fd = params.policy, cmd.sev_fd
         sev.check_status(cmd, psp.activate(sev.snp_context, sev.asid), "SNP_ACTIVATE")
     except KernelError:
         sev.decommission()
@@ -103,6 +90,8 @@ def launch_start(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
 def _context_create(sev: SnpVm, cmd: kvm_sev_cmd) -> int:
     """snp_context_create(): the page frame of a guest context.  Any failure is ENOTTY."""
     context = sev.platform.alloc_firmware_page()
+    if context is None:
+        raise rules.START_CONTEXT("no page for it")
     status = sev.platform.psp.gctx_create(context) if _is_sev_fd(sev, cmd.sev_fd) else None
     if status is PspStatus.SUCCESS:
         return context
@@ -158,7 +147,7 @@ def launch_update(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
             raise rules.UPDATE_FAILED(str(error)) from error
     params.gfn_start += count
     params.len -= count << PAGE_SHIFT
-    if source or (params.type != SnpPageType.ZERO and not vm.profile.in_place):
+    if source:
         params.uaddr += count << PAGE_SHIFT
     copy_to_user(mm, cmd.data, params)
 
@@ -171,11 +160,11 @@ class _Populate:
         self.fw_error = PspStatus.SUCCESS
 
     def post_populate(self, gfn: int, pfn: int, count: int, source: Source | None) -> tuple[int, KernelError | None]:
-        """Load `count` pages.  The first goes alone: once it's accepted, the others of a like run can't be refused unless
-        the firmware was told to."""
+        """Load `count` pages, one after the other as far as anybody can tell: those of a run that can't be refused any more
+        than its first was are done together."""
         done = 0
         while done < count:
-            n = count - done if done and self.sev.platform.psp.inject is None else 1
+            n = 1 if not done or self._one_by_one() else count - done
             try:
                 n = self._load(gfn + done, pfn + done, n, source and _advance(source, done))
             except KernelError as error:
@@ -183,8 +172,12 @@ class _Populate:
             done += n
         return done, None
 
+    def _one_by_one(self) -> bool:
+        platform = self.sev.platform
+        return self.page_type is SnpPageType.CPUID or platform.psp.inject is not None or bool(platform.rmp.in_use)
+
     def _load(self, gfn: int, pfn: int, count: int, source: Source | None) -> int:
-        """The pages up to the first that the RMP assigns already.  Raises what went wrong with the first page."""
+        """Load the pages up to the first that the RMP won't assign: how many.  Raises what went wrong with the first."""
         vm, platform = self.sev.vm, self.sev.platform
         if source is None and self.page_type != SnpPageType.ZERO and not vm.profile.in_place:
             raise gmem_rules.POPULATE_NO_SOURCE(f"gfn {gfn:#x}")
@@ -195,21 +188,30 @@ class _Populate:
         count = min(count, end - pfn)
         if source is not None:
             count = self._copy(pfn, count, source)
-        platform.rmp_make_private(pfn, gfn, self.sev.asid, immutable=True, count=count)
+        count = platform.rmp_make_private(pfn, gfn, self.sev.asid, immutable=True, count=count)
+        error = self._launch_update(gfn, pfn, count)
+        if error is not None:
+            bugged = self.sev.page_reclaim(pfn)
+            if bugged is not None:
+                raise bugged from error
+            corrected = self.page_type is SnpPageType.CPUID and self.fw_error is PspStatus.INVALID_PARAM
+            if corrected and source is not None:
+                self._write_back(pfn, source)
+            raise error
+        return count
+
+    def _launch_update(self, gfn: int, pfn: int, count: int) -> KernelError | None:
+        """Have the firmware take the pages: all of them, or the error with which it refuses the only one."""
         if not _is_sev_fd(self.sev, self.cmd.sev_fd):
-            self.sev.page_reclaim(pfn)
-            raise rules.DEVICE_FD(f"fd {self.cmd.sev_fd}")
+            return rules.DEVICE_FD(f"fd {self.cmd.sev_fd}")
         assert self.sev.snp_context is not None
-        status, done = platform.psp.launch_update(self.sev.snp_context, pfn, self.page_type, count=count)
-        self.fw_error = status
-        if status is PspStatus.SUCCESS:
-            return done
-        bugged = self.sev.page_reclaim(pfn)
-        if bugged is not None:
-            raise bugged
-        if self.page_type is SnpPageType.CPUID and status is PspStatus.INVALID_PARAM and source is not None:
-            self._write_back(pfn, source)
-        raise rules.FIRMWARE(f"SNP_LAUNCH_UPDATE: {status.name} ({int(status):#x}) for gfn {gfn:#x}")
+        self.fw_error, done = self.sev.platform.psp.launch_update(self.sev.snp_context, pfn, self.page_type, count=count)
+        if self.fw_error is not PspStatus.SUCCESS:
+            assert count == 1
+            status = f"{self.fw_error.name} ({int(self.fw_error):#x})"
+            return rules.FIRMWARE(f"SNP_LAUNCH_UPDATE: {status} for gfn {gfn:#x}")
+        assert done == count
+        return None
 
     def _copy(self, pfn: int, count: int, source: Source) -> int:
         """Fill the pages from the source; the kernels that read user memory here may be able to fill only some."""
@@ -266,9 +268,9 @@ def launch_finish(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
             _launch_update_vmsa(sev, cmd, vcpu)
     id_block = id_auth = None
     if params.id_block_en:
-        id_block = read_user(mm, params.id_block_uaddr, snp_id_block.SIZE)
-        id_auth = read_user(mm, params.id_auth_uaddr, snp_id_auth.SIZE)
-    _check_sev_fd(sev, cmd)
+        id_block = _copy_user_blob(sev, params.id_block_uaddr, snp_id_block.SIZE)
+        id_auth = _copy_user_blob(sev, params.id_auth_uaddr, snp_id_auth.SIZE)
+    _check_sev_fd(sev, sev.fd)
     status = sev.platform.psp.launch_finish(
         sev.snp_context,
         id_block=id_block,
@@ -281,6 +283,13 @@ def launch_finish(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
     sev.pre_fault_allowed = True
 
 
+def _copy_user_blob(sev: SnpVm, address: int, length: int) -> bytes:
+    """psp_copy_user_blob()."""
+    if not address:
+        raise rules.FINISH_BLOB("address 0")
+    return read_user(sev.vm.rt.current.mm, address, length)
+
+
 def _launch_update_vmsa(sev: SnpVm, cmd: kvm_sev_cmd, vcpu: Vcpu) -> None:
     """snp_launch_update_vmsa() for one vCPU: its registers are the firmware's and the guest's from now on."""
     if vcpu.guest_state_protected or vcpu.debugregs.dr7 & ~0x400:
@@ -288,10 +297,12 @@ def _launch_update_vmsa(sev: SnpVm, cmd: kvm_sev_cmd, vcpu: Vcpu) -> None:
     pfn = sev.vmsa_pfns[vcpu]
     sev.vm.host.memory.write(pfn << PAGE_SHIFT, build_vmsa(vcpu, sev.vmsa_features))
     sev.platform.rmp_make_private(pfn, INITIAL_VMSA_GFN, sev.asid, immutable=True)
-    _check_sev_fd(sev, cmd)
     assert sev.snp_context is not None
-    status, _ = sev.platform.psp.launch_update(sev.snp_context, pfn, SnpPageType.VMSA)
-    if status is not PspStatus.SUCCESS:
+    try:
+        _check_sev_fd(sev, cmd.sev_fd)
+        status, _ = sev.platform.psp.launch_update(sev.snp_context, pfn, SnpPageType.VMSA)
+        sev.check_status(cmd, status, f"SNP_LAUNCH_UPDATE of the VMSA of {vcpu}")
+    except KernelError:
         sev.page_reclaim(pfn)
-    sev.check_status(cmd, status, f"SNP_LAUNCH_UPDATE of the VMSA of {vcpu}")
+        raise
     vcpu.guest_state_protected = True

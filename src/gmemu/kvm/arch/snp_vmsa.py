@@ -26,7 +26,8 @@ _GPRS = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{i}" for i
 
 
 def build_vmsa(vcpu: Vcpu, sev_features: int) -> bytes:
-    """The page, 4096 bytes.  EFER.SVME and CR4.MCE are always set; CR0.CD and CR0.NW never reach the guest."""
+    """The page, 4096 bytes.  EFER.SVME and CR4.MCE are always set; CR0.CD and CR0.NW never reach the guest, nor does CR2,
+    which KVM puts in place only when it runs a vCPU."""
     sregs, fpu, debug, msrs = vcpu.sregs, vcpu.fpu, vcpu.debugregs, vcpu.msrs
     area = sev_es_save_area(
         es=_segment(sregs.es),
@@ -42,7 +43,6 @@ def build_vmsa(vcpu: Vcpu, sev_features: int) -> bytes:
         cpl=sregs.ss.dpl,
         efer=sregs.efer | EFER_SVME,
         cr0=sregs.cr0 & ~X86_CR0_CD_NW,
-        cr2=sregs.cr2,
         cr3=sregs.cr3,
         cr4=sregs.cr4 | X86_CR4_MCE,
         dr6=debug.dr6,

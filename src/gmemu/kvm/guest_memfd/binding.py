@@ -52,7 +52,7 @@ def kvm_gmem_bind(vm: Vm, slot: Memslot, fd: int, offset: int) -> None:
 
 
 def _ends_within(vm: Vm, offset: int, size: int, file_size: int) -> bool:
-    """Whether offset + size is within the file.  Kernels before 7.3 added them as signed numbers (S17)."""
+    """Whether offset + size is within the file.  6.18 adds them as signed numbers (S17)."""
     end = offset + size
     if not vm.profile.bind_offset_is_unsigned:
         offset = offset - (1 << 64) if offset >> 63 else offset

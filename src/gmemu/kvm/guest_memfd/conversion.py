@@ -75,22 +75,42 @@ def convert(inode: GmemInode, start: int, end: int, attributes: int) -> None:
     """Give file pages [start, end) the wanted attribute.  Raises `ConversionError`, having changed no attribute."""
     host, mapping = inode.host, inode.mapping
     with mapping.invalidate_lock.exclusive:
-        host.rt.reads(("attribute", inode, start))
+        host.rt.reads_each(("attribute", inode), start, end)
         if inode.attributes.covers(start, end, attributes):
             return
         host.design.reserve_attributes(inode, start)
         if attributes:
-            mapping.unmap_pages(start, end)
-            host.design.check_references(host, mapping, start, end)
-            invalidate_start(inode.files, start, end, Filter.SHARED)
-        else:
-            invalidate_start(inode.files, start, end, Filter.PRIVATE)
-            _make_shared(inode, start, end)
-        host.rt.writes(("attribute", inode, start))
-        inode.attributes.set(start, end, attributes)
-        invalidate_end(inode.files, start, end)
+            host.design.take_from_host(inode, start, end)
+        host.design.publish(inode, start, end, attributes)
         if attributes and mapping.i_mmap and mapping.is_mapped(start, end):
             raise InvariantViolation(f"file pages {start:#x}-{end:#x} are private and mapped by the host")
+
+
+def take_from_host(inode: GmemInode, start: int, end: int) -> None:
+    """Unmap the pages from every process, then make sure that nobody holds one.  Raises `ConversionError`.
+
+    In this order: a fault that is past the attribute check has a reference already, which the check finds.
+    """
+    inode.mapping.unmap_pages(start, end)
+    inode.host.design.check_references(inode.host, inode.mapping, start, end)
+
+
+def publish(inode: GmemInode, start: int, end: int, attributes: int) -> None:
+    """The point of no return: guests lose the old view, the attribute is stored, guests may fault in the new view.
+
+    The attribute changes between start and end of the invalidation, so that a fault which saw it either way is retried.
+    """
+    invalidate_start(inode.files, start, end, Filter.SHARED if attributes else Filter.PRIVATE)
+    if not attributes:
+        _make_shared(inode, start, end)
+    store_attributes(inode, start, end, attributes)
+    invalidate_end(inode.files, start, end)
+
+
+def store_attributes(inode: GmemInode, start: int, end: int, attributes: int) -> None:
+    """Write the attribute of file pages [start, end)."""
+    inode.host.rt.writes_each(("attribute", inode), start, end)
+    inode.attributes.set(start, end, attributes)
 
 
 def reserve_attributes(inode: GmemInode, index: int) -> None:
@@ -119,7 +139,7 @@ def check_references(host: Host, mapping: PageCache, start: int, end: int) -> No
     memmap = host.memmap
     drained = 0
     for s, e, delta in list(mapping.pages.runs(start, end)):
-        host.rt.reads(("refcount", s + delta))
+        host.rt.reads_each(("refcount",), s + delta, e + delta)
         while not memmap.refs.covers(s + delta, e + delta, 1):
             first, count = next((f, r) for f, _, r in memmap.refs.runs(s + delta, e + delta) if r != 1)
             if drained == 2 or memmap.maybe_dma_pinned(first) or memmap.mapcount(first):

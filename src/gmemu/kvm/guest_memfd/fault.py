@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...mm.file import fput
 from ...mm.filemap import Folio
-from ...rules import BusError, KernelError
+from ...rules import BusError
 from ...rules import gmem as rules
 
 if TYPE_CHECKING:
@@ -22,35 +23,32 @@ def kvm_gmem_fault_user_mapping(inode: GmemInode, index: int, count: int, addres
     """The host touches its mapping: give it the page at `index` (and like ones after it, up to `count`) if it's shared.
 
     The invalidate lock is held only while the page is looked up; the fault then goes on with the folio's lock and a
-    reference, which a conversion can see.  Raises SIGBUS for `address`.
+    reference, which a conversion can see.  Raises SIGBUS for `address`, or ENOMEM.
     """
     if index >= inode.nr_pages:
         raise BusError(rules.FAULT_EOF, address, f"file page {index:#x} of {inode.nr_pages:#x}")
     mapping = inode.mapping
-    with mapping.invalidate_lock.shared:
+    with inode.lookup_lock:
         count = inode.shared_run(index, min(count, inode.nr_pages - index))
         if not count:
             raise BusError(rules.FAULT_PRIVATE, address, f"file page {index:#x}, which is private")
-        try:
-            folio = inode.grab_folio(index, count)
-        except KernelError as error:
-            raise BusError(rules.FAULT_OOM, address, str(error)) from error
-    poisoned = inode.host.memmap.poisoned
-    if poisoned and not poisoned.isdisjoint(range(folio.pfn, folio.pfn + folio.count)):
-        mapping.unlock_folio(folio)
-        mapping.put_folio(folio)
-        if folio.count > 1:
-            return kvm_gmem_fault_user_mapping(inode, index, 1, address)
-        raise BusError(rules.FAULT_POISON, address, f"file page {index:#x}")
+        folio = inode.grab_folio(index, count)
     mapping.clear_folio(folio)
     return folio
 
 
 def get_pfn_locked(file: GmemFile, slot: Memslot, index: int, count: int = 1) -> Folio:
-    """__kvm_gmem_get_pfn(): the locked folio at `index`, with a reference; at most `count` like ones."""
+    """__kvm_gmem_get_pfn(): the locked folio at `index`, with a reference; at most `count` like ones.
+
+    Raises EFAULT if the slot isn't the file's any more, EIO if the file knows nothing of it, EHWPOISON, ENOMEM.
+    """
+    file.vm.rt.reads(("slot-file", slot))
+    if slot.gmem_file is not file:
+        raise rules.GET_PFN_CLOSED(f"slot {slot.id}")
+    if file.bindings[index] is not slot:
+        raise rules.GET_PFN_BINDING(f"slot {slot.id}, file page {index:#x}")
     folio = file.gmem_inode.grab_folio(index, count)
-    poisoned = file.vm.host.memmap.poisoned
-    if poisoned and folio.pfn in poisoned:
+    if not file.vm.host.memmap.sound(folio.pfn, 1):
         file.gmem_inode.mapping.unlock_folio(folio)
         file.gmem_inode.mapping.put_folio(folio)
         raise rules.GET_PFN_POISON(f"file page {index:#x}")
@@ -69,7 +67,7 @@ def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
     inode, index = file.gmem_inode, slot.gmem_index(gfn)
     mapping = inode.mapping
     try:
-        with mapping.invalidate_lock.shared:
+        with inode.lookup_lock:
             folio = get_pfn_locked(file, slot, index)
             try:
                 mapping.clear_folio(folio)
@@ -82,6 +80,4 @@ def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
             mapping.unlock_folio(folio)
         return folio.pfn
     finally:
-        file.put()
-
-
+        fput(vm.rt, file)

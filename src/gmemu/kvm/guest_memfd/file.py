@@ -11,19 +11,21 @@ from ...mm.file import File
 from ...mm.filemap import Folio
 from ...mm.uaccess import UserPointer
 from ...rangemap import RangeMap
+from ...rules import KernelError
 from ...rules import gmem as rules
 from ...uapi.kvm import GUEST_MEMFD_FLAG_MMAP, KVM_SET_MEMORY_ATTRIBUTES2, kvm_create_guest_memfd
 from ...uapi.mman import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from .conversion import kvm_gmem_set_attributes
 from .fault import kvm_gmem_fault_user_mapping
-from .inode import GmemInode
-from .invalidate import filter_for_removal, invalidate_end, invalidate_start
+from .inode import LAST_INDEX, GmemInode
+from .invalidate import invalidate_end, invalidate_start
 
 if TYPE_CHECKING:
+    from ...mm.process import Process
     from ..memslots import Memslot
     from ..vm import Vm
 
-__all__ = ["GmemFile", "kvm_gmem_create", "kvm_gmem_error_folio"]
+__all__ = ["GmemFile", "kvm_gmem_create"]
 
 
 def kvm_gmem_create(vm: Vm, args: kvm_create_guest_memfd) -> int:
@@ -36,10 +38,14 @@ def kvm_gmem_create(vm: Vm, args: kvm_create_guest_memfd) -> int:
         raise rules.CREATE_FLAGS(f"flags {args.flags:#x}, supported {supported:#x}")
     if args.size >> 63 or not args.size or args.size & (PAGE_SIZE - 1):
         raise rules.CREATE_SIZE(f"size {args.size:#x}")
-    vm.host.allocate("gmem-inode")
-    file = GmemFile(vm, GmemInode(vm.host, args.size, args.flags))
-    fd: int = vm.rt.current.process.install_fd(file)
-    file.link()
+    process: Process = vm.rt.current.process
+    fd = process.get_unused_fd()
+    try:
+        vm.host.allocate("gmem-inode")
+    except KernelError:
+        process.put_unused_fd(fd)
+        raise
+    process.fd_install(fd, GmemFile(vm, GmemInode(vm.host, args.size, args.flags)))
     return fd
 
 
@@ -50,13 +56,11 @@ class GmemFile(File):
         super().__init__(inode)
         self.vm, self.gmem_inode = vm, inode
         self.name = vm.profile.file_name
+        self.noexec = vm.profile.anon_inodes_noexec
         self.bindings: RangeMap[Memslot] = RangeMap()
         """file page -> the slot that it's bound to"""
-
-    def link(self) -> None:
-        """The file is installed: it counts, and holds the VM."""
-        self.vm.get()
-        self.gmem_inode.files.append(self)
+        vm.get()
+        inode.files.append(self)
 
     def ioctl(self, request: int, arg: UserPointer) -> int:
         """kvm_gmem_ioctl(): conversion is all there is."""
@@ -65,6 +69,11 @@ class GmemFile(File):
         if not self.vm.profile.in_place:
             raise rules.ATTR_DISABLED(f"profile {self.vm.profile.name}")
         return kvm_gmem_set_attributes(self, arg)
+
+    @property
+    def can_mmap(self) -> bool:
+        """Kernels without GUEST_MEMFD_FLAG_MMAP have no kvm_gmem_mmap()."""
+        return bool(self.vm.profile.gmem_flags & GUEST_MEMFD_FLAG_MMAP)
 
     def mmap(self, vma: Vma) -> None:
         """kvm_gmem_mmap()."""
@@ -123,24 +132,10 @@ class GmemFile(File):
             for _, _, slot in self.bindings.runs():
                 vm.rt.writes(("slot-file", slot))
                 slot.gmem_file = None
-            last = inode.nr_pages
-            invalidate_start([self], 0, last, inode.host.design.filter_for_removal(inode))
-            invalidate_end([self], 0, last)
+            invalidate_start([self], 0, LAST_INDEX, inode.host.design.filter_for_removal(inode))
+            invalidate_end([self], 0, LAST_INDEX)
             inode.files.remove(self)
-            self.bindings.clear()
+        self.bindings.clear()
+        vm.put()
         if not inode.files:
             inode.evict()
-        vm.put()
-
-
-def kvm_gmem_error_folio(inode: GmemInode, index: int) -> None:
-    """memory_failure() on the page at `index`: guests lose it, nothing is freed, the next touch is EHWPOISON."""
-    host, mapping = inode.host, inode.mapping
-    pfn = mapping.pfn(index)
-    if pfn is None:
-        return
-    host.memmap.poisoned.add(pfn)
-    mapping.unmap_pages(index, index + 1)
-    with mapping.invalidate_lock.shared:
-        invalidate_start(inode.files, index, index + 1, filter_for_removal(inode))
-        invalidate_end(inode.files, index, index + 1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from ...hw.memory import PAGE_SHIFT
@@ -10,12 +11,16 @@ from ...mm.file import S_IFREG, Inode, Stat
 from ...mm.filemap import Folio, PageCache
 from ...rangemap import RangeMap
 from ...uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEMORY_ATTRIBUTE_PRIVATE
+from .invalidate import invalidate_end, invalidate_start
 
 if TYPE_CHECKING:
     from ..host import Host
     from .file import GmemFile
 
-__all__ = ["GmemInode"]
+__all__ = ["LAST_INDEX", "GmemInode"]
+
+LAST_INDEX = 1 << 52
+"""One past any file page that an offset can name: a slot bound by kernels that don't see S17 can lie beyond the file."""
 
 
 class GmemInode(Inode):
@@ -27,6 +32,11 @@ class GmemInode(Inode):
         super().__init__(S_IFREG | 0o600, size, PageCache(host.memmap, host.lru, "gmem"))
         self.host, self.flags = host, flags
         self.mapping.free_folio = host.gmem_reclaim
+        self.mapping.error_remove_folio = self.error_folio
+        self.lookup_lock: AbstractContextManager[None] = nullcontext()
+        """what a fault holds while it looks a page up: only where attributes can change is there anything to hold"""
+        if host.profile.in_place:
+            self.lookup_lock = self.mapping.invalidate_lock.shared
         self.nr_pages = size >> PAGE_SHIFT
         self.attributes: RangeMap[int] = RangeMap()
         self.attributes.set(0, self.nr_pages, 0 if self.init_shared else KVM_MEMORY_ATTRIBUTE_PRIVATE)
@@ -59,6 +69,15 @@ class GmemInode(Inode):
         stat = super().stat()
         return stat if self.host.profile.fallocate_counts_blocks else stat._replace(blocks=0)
 
+    def error_folio(self, index: int) -> bool:
+        """kvm_gmem_error_folio(): the memory at file page `index` is bad.  Guests lose it and find out at their next access;
+        nothing is freed.  It's MF_DELAYED, which memory_failure() doesn't take for recovery: False.
+        """
+        with self.mapping.invalidate_lock.shared:
+            invalidate_start(self.files, index, index + 1, self.host.design.filter_for_removal(self))
+            invalidate_end(self.files, index, index + 1)
+        return False
+
     def evict(self) -> None:
         """The last file and the last mapping are gone: so is the memory."""
-        self.mapping.truncate_range(0, self.nr_pages)
+        self.mapping.truncate_range(0, LAST_INDEX)

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ...mm.file import fput
 from ...mm.filemap import Folio, PageCache
 from ...mm.gup import get_user_pages_fast, put_pages
 from ...rules import KernelError
 from ...rules import gmem as rules
 from ...uapi.mman import FOLL_WRITE
-
 from .fault import get_pfn_locked
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def _find(vm: Vm, gfn: int, npages: int) -> tuple[Memslot, GmemFile, int]:
     return slot, file, min(npages, slot.end_gfn - gfn)
 
 
-def populate_gup_first(
-    vm: Vm, gfn: int, source: int, npages: int, writeback: bool, post_populate: PopulateCallback
-) -> int:
+def populate_gup_first(vm: Vm, gfn: int, source: int, npages: int, writeback: bool, post_populate: PopulateCallback) -> int:
     """Load `npages` from user address `source` (0: none) at `gfn`: how many pages were done.
 
     Slots_lock is held.  An error counts only if no page was done; else it's met again by the next call (S20).
@@ -73,32 +71,33 @@ def populate_gup_first(
                 done += n
                 continue
             try:
-                pinned = get_user_pages_fast(mm, source + done * PAGE_SIZE, 1, FOLL_WRITE if writeback else 0)
-                count = min(count, _like_pages(vm, source + done * PAGE_SIZE, count, writeback))
-                if count > 1:
-                    pinned += get_user_pages_fast(
-                        mm, source + (done + 1) * PAGE_SIZE, count - 1, FOLL_WRITE if writeback else 0
-                    )
+                pinned = _get_source(vm, source + done * PAGE_SIZE, count, FOLL_WRITE if writeback else 0)
             except KernelError as failed:
                 error = failed
                 break
-            n, error = _populate_run(vm, slot, file, gfn + done, count, Source(pinned[0][0]), post_populate)
-            put_pages(mm, pinned)
+            pfn, count = pinned
+            try:
+                n, error = _populate_run(vm, slot, file, gfn + done, count, Source(pfn), post_populate)
+            finally:
+                put_pages(mm, [pinned])
             done += n
     finally:
-        file.put()
+        fput(vm.rt, file)
     if error is not None and not done:
         raise error
     return done
 
 
-def _like_pages(vm: Vm, address: int, count: int, write: bool) -> int:
-    """How many of the source pages from `address` are mapped in a row to consecutive page frames."""
+def _get_source(vm: Vm, address: int, count: int, flags: int) -> tuple[int, int]:
+    """Reference the source page at `address`, and those after it that are mapped to the page frames that follow: at most
+    `count`, as (pfn, count)."""
     mm, vpn = vm.rt.current.mm, address >> PAGE_SHIFT
+    [(pfn, _)] = get_user_pages_fast(mm, address, 1, flags)
     _, end, entry = mm.ptes.run(vpn)
-    if entry is None or entry[0] is None or (write and not entry[1]):
-        return 1
-    return min(count, end - vpn)
+    like = 1 if entry is None or entry[0] is None or (flags & FOLL_WRITE and not entry[1]) else min(count, end - vpn)
+    if like > 1:
+        vm.host.memmap.get(pfn + 1, like - 1)
+    return pfn, like
 
 
 def _populate_run(
@@ -111,37 +110,41 @@ def _populate_run(
     post_populate: PopulateCallback,
 ) -> tuple[int, KernelError | None]:
     """__kvm_gmem_populate() for as many of `count` like pages as there are: under the lock, find, check, load."""
-    inode, mapping = file.gmem_inode, file.gmem_inode.mapping
+    mapping = file.gmem_inode.mapping
     index = slot.gmem_index(gfn)
+    error: KernelError | None
     with mapping.invalidate_lock.exclusive:
+        if count > 1:
+            count = max(vm.attributes.private_run(gfn, count), 1)
         try:
-            folio = get_pfn(vm, file, slot, index, count)
-        except KernelError as error:
-            return 0, error
+            folio = _get_folio(file, slot, index, count)
+        except KernelError as failed:
+            return 0, failed
         if vm.profile.in_place:
             vm.host.design.zero_before_populate(mapping, folio)
         mapping.unlock_folio(folio)
-        private = vm.attributes.private_run(gfn, folio.count)
+        private = vm.host.memmap.sound(folio.pfn, vm.attributes.private_run(gfn, folio.count))
         if private:
             done, error = post_populate(gfn, folio.pfn, private, source)
             if done:
-                mapping.mark_uptodate(folio._replace(count=done))
+                mapping.mark_uptodate(folio.first(done))
         else:
             done, error = 0, rules.POPULATE_NOT_PRIVATE(f"gfn {gfn:#x}")
         mapping.put_folio(folio)
     return done, error
 
 
-def get_pfn(vm: Vm, file: GmemFile, slot: Memslot, index: int, count: int) -> Folio:
-    """__kvm_gmem_get_pfn(), which checks that the slot is still the file's."""
-    if slot.gmem_file is not file:
-        raise rules.GET_PFN_CLOSED(f"slot {slot.id}")
-    return get_pfn_locked(file, slot, index, count)
+def _get_folio(file: GmemFile, slot: Memslot, index: int, count: int) -> Folio:
+    """The pages from `index` that are alike, at most `count`; one, if memory doesn't do for all."""
+    try:
+        return get_pfn_locked(file, slot, index, count)
+    except KernelError:
+        if count == 1:
+            raise
+    return get_pfn_locked(file, slot, index, 1)
 
 
-def populate_locked(
-    vm: Vm, gfn: int, source: int, npages: int, writeback: bool, post_populate: PopulateCallback
-) -> int:
+def populate_locked(vm: Vm, gfn: int, source: int, npages: int, writeback: bool, post_populate: PopulateCallback) -> int:
     """The order before 7.2: one lock for all pages, the source is read under it, a page that was prepared is EEXIST."""
     vm.slots_lock.assert_held()
     slot, file, npages = _find(vm, gfn, npages)
@@ -153,16 +156,19 @@ def populate_locked(
                 if vm.rt.current.pending_signals:
                     error = rules.POPULATE_SIGNAL(f"{npages - done} pages still to populate")
                     break
-                index = slot.gmem_index(gfn + done)
+                index, count = slot.gmem_index(gfn + done), vm.rt.batch(npages - done)
+                if count > 1:
+                    count = max(vm.attributes.private_run(gfn + done, count), 1)
                 try:
-                    folio = get_pfn(vm, file, slot, index, vm.rt.batch(npages - done))
+                    folio = _get_folio(file, slot, index, count)
                 except KernelError as failed:
                     error = failed
                     break
-                n, error = _populate_unprepared(vm, file, gfn + done, folio, source and source + done * PAGE_SIZE, post_populate)
+                address = source and source + done * PAGE_SIZE
+                n, error = _populate_unprepared(vm, file, gfn + done, folio, address, post_populate)
                 done += n
     finally:
-        file.put()
+        fput(vm.rt, file)
     if error is not None and not done:
         raise error
     return done
@@ -178,11 +184,12 @@ def _populate_unprepared(
         if prepared:
             return 0, rules.POPULATE_PREPARED(f"gfn {gfn:#x}")
         private = vm.attributes.private_run(gfn, min(folio.count, end - folio.index))
+        private = vm.host.memmap.sound(folio.pfn, private)
         if not private:
             return 0, rules.POPULATE_NOT_PRIVATE(f"gfn {gfn:#x}")
         done, error = post_populate(gfn, folio.pfn, private, Source(address=source) if source else None)
         if done:
-            mapping.mark_uptodate(folio._replace(count=done))
+            mapping.mark_uptodate(folio.first(done))
         return done, error
     finally:
         mapping.put_folio(folio)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# `make` says what there is.  Everything is kept in .venv, which `make clean` removes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet
+PYTEST_ARGS ?= -ra
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test bench clean
+
+help:
+	@echo 'make demo   set up .venv, then launch an SNP guest on the emulated host (gmemu launch snp)'
+	@echo 'make test   set up .venv, then ruff, mypy and the tests'
+	@echo 'make bench  the figures: digest, conversion, import time'
+	@echo 'make clean  remove .venv and what the tools left'
+
+demo: $(VENV)/.installed
+	@$(BIN)/gmemu launch snp
+
+test: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'gmemu needs Python 3.11 or newer, and $(PYTHON) is none: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@echo 'setting up $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'no virtual environment could be made with $(PYTHON): install its venv package (Debian: python3-venv)' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(VENV)/.made
+	@$(PIP) install --editable '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a VMM launches as a TD, and a reference VMM that carries it out on the emulated host, as QEMU does on a real one.
+
+Sections are added in the firmware's order, each page with its contents if the section is measured.  That is the order of
+KVM_TDX_INIT_MEM_REGION; VMMs that drive the TDX module otherwise may add all pages of a section first and extend them
+afterwards ("two passes"), which gives another MRTD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..api.guest_memfd import GuestMemfd
+from ..api.kvm import Kvm
+from ..api.mapping import Mapping
+from ..api.tdx import DEFAULT_XFAM
+from ..api.vcpu import Vcpu
+from ..api.vm import Vm
+from ..hw.tdx.mrtd import Mrtd
+from ..profiles import Profile
+from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, VmType
+from ..uapi.tdx import TdAttributes
+from .errors import LaunchError
+from .ovmf import PAGE_SIZE, Firmware
+from .plan import MAX_VCPUS, MemoryRegion
+from .readfile import Contents
+from .snp import FLOWS, Call
+from .tdvf import TdvfSectionType, read_tdvf
+
+if TYPE_CHECKING:
+    from ..hw.tdx.module import Row, Td
+
+__all__ = ["TdxLaunch", "TdxPlan", "TdxStep", "compute_mrtd", "measure_tdx", "plan_tdx"]
+
+Progress = Callable[[int, int], None]
+"""Called with pages added so far, and how many there will be."""
+
+_EMPTY = bytes(PAGE_SIZE)
+_RUN = 512
+"""Pages that are hashed at a time where there is no host."""
+
+
+class TdxStep(NamedTuple):
+    """One KVM_TDX_INIT_MEM_REGION: `size` bytes at `gpa`, whole pages.  `contents` None: zeroes."""
+
+    name: str
+    gpa: int
+    size: int
+    contents: Contents | None
+    measured: bool
+
+    @property
+    def pages(self) -> int:
+        """How many pages of 4 KiB."""
+        return self.size // PAGE_SIZE
+
+
+class TdxPlan(NamedTuple):
+    """A launch, ready to be executed.  `hob_gpa` is what vCPUs get in RCX: the address of the TD HOB."""
+
+    firmware: Firmware
+    steps: tuple[TdxStep, ...]
+    vcpus: int
+    hob_gpa: int
+    attributes: int
+    gpaw: int
+    parameters: dict[str, str | int]
+    notes: tuple[str, ...]
+
+    @property
+    def pages(self) -> int:
+        """How many pages are added."""
+        return sum(step.pages for step in self.steps)
+
+    @property
+    def measured_pages(self) -> int:
+        """How many of them are measured with their contents."""
+        return sum(step.pages for step in self.steps if step.measured)
+
+    def memory_regions(self) -> list[MemoryRegion]:
+        """The guest memory that must be there for the launch: disjoint, not touching, in order of gpa."""
+        regions: list[MemoryRegion] = []
+        for gpa, size in sorted((step.gpa, step.size) for step in self.steps):
+            if regions and regions[-1].gpa + regions[-1].size == gpa:
+                regions[-1] = MemoryRegion(regions[-1].gpa, regions[-1].size + size)
+            else:
+                regions.append(MemoryRegion(gpa, size))
+        return regions
+
+
+def plan_tdx(firmware: Firmware, vcpus: int = 1, attributes: int = TdAttributes.SEPT_VE_DISABLE, gpaw: int = 48) -> TdxPlan:
+    """What a VMM launches of `firmware` as a TD of `vcpus` vCPUs.  Neither `vcpus` nor `attributes` nor `gpaw` enters MRTD.
+
+    Raises `LaunchError`.
+    """
+    if not 1 <= vcpus <= MAX_VCPUS:
+        raise LaunchError(f"a TD of {vcpus} vCPUs was asked for; give a number from 1 to {MAX_VCPUS}")
+    if gpaw not in (48, 52):
+        raise LaunchError(f"a guest physical address width of {gpaw} was asked for; TDX has 48 and 52")
+    steps, notes, hob = [], [], 0
+    for section in read_tdvf(firmware):
+        name = section.type.name.lower().replace("_", "-")
+        if not section.at_launch:
+            notes.append(f"section {name} at {section.gpa:#x} is added at run time, and isn't measured")
+            continue
+        if section.type is TdvfSectionType.TD_HOB:
+            hob = section.gpa
+        contents = None
+        if section.raw_size:
+            data = firmware.data[section.data_offset : section.data_offset + section.raw_size]
+            contents = data.ljust(section.size, b"\0")
+        steps.append(TdxStep(name, section.gpa, section.size, contents, section.measured))
+    if not hob:
+        notes.append(f"{firmware.name} has no section for a TD HOB: its guest wouldn't learn where its memory is")
+    if not any(step.measured for step in steps):
+        notes.append(f"{firmware.name} has no section whose contents are measured, so MRTD vouches only for addresses")
+    parameters: dict[str, str | int] = {"vcpus": vcpus, "attributes": f"{attributes:#x}", "gpaw": gpaw}
+    return TdxPlan(firmware, tuple(steps), vcpus, hob, int(attributes), gpaw, parameters, tuple(notes))
+
+
+def compute_mrtd(plan: TdxPlan, *, two_pass: bool = False, progress: Progress | None = None) -> bytes:
+    """MRTD of `plan` without a host (simulated).  `two_pass`: all pages of a section are added before any is extended."""
+    mrtd, done = Mrtd(), 0
+    for step in plan.steps:
+        if two_pass or not step.measured:
+            mrtd.page_add(step.gpa, step.pages)
+        view = memoryview(step.contents) if step.contents is not None else None
+        for at in range(0, step.size, _RUN * PAGE_SIZE):
+            size = min(_RUN * PAGE_SIZE, step.size - at)
+            if step.measured:
+                contents = view[at : at + size] if view is not None else _EMPTY * (size // PAGE_SIZE)
+                (mrtd.extend_pages if two_pass else mrtd.page_add_extend)(step.gpa + at, contents)
+            done += size // PAGE_SIZE
+            if progress is not None:
+                progress(done, plan.pages)
+    return mrtd.value
+
+
+class _Memory(NamedTuple):
+    """One region of guest memory: its guest_memfd, and where this process writes what goes into it."""
+
+    region: MemoryRegion
+    gmem: GuestMemfd
+    buffer: Mapping
+    slot: int
+
+
+class TdxLaunch:
+    """One TDX VM, from creation to a final measurement.  Close it, or use it in a ``with`` statement.
+
+    `calls` tells what was done, in order.  `measurement` is MRTD, which is simulated.
+    """
+
+    def __init__(self, kvm: Kvm, plan: TdxPlan, *, flow: str | None = None, progress: Progress | None = None) -> None:
+        self.kvm, self.plan = kvm, plan
+        self.profile: Profile = kvm.host.profile
+        self.flow = flow or ("in-place" if self.profile.in_place else "copy")
+        if self.flow not in FLOWS:
+            raise LaunchError(f"there is no flow {self.flow!r}; there are {' and '.join(FLOWS)}")
+        if self.flow == "in-place" and not self.profile.in_place:
+            raise LaunchError(f"profile {self.profile.name} has no in-place conversion; use --flow copy")
+        if VmType.TDX not in self.profile.vm_types:
+            raise LaunchError(f"profile {self.profile.name} has no TDX; use linux-6.18 or later")
+        if VmType.TDX not in kvm.host.vm_types:
+            raise LaunchError(f"the emulated machine is of platform {kvm.host.platform}, and TDX takes intel")
+        self.platform = kvm.host.tdx
+        self.calls: list[Call] = []
+        self._progress, self._done = progress, 0
+        self.memory: list[_Memory] = []
+        self.vcpus: list[Vcpu] = []
+        self.vm: Vm
+        self.measurement = b""
+
+    # The launch, in QEMU's order
+
+    def run(self) -> bytes:
+        """Everything up to FINALIZE_VM.  Returns MRTD (simulated)."""
+        self.create_vm()
+        self.create_vcpus()
+        self.create_memory()
+        for step in self.plan.steps:
+            self.populate(step)
+        self.finalize()
+        return self.measurement
+
+    def create_vm(self) -> None:
+        """KVM_CREATE_VM, KVM_TDX_CAPABILITIES and KVM_TDX_INIT_VM."""
+        self.vm = self.kvm.create_vm(VmType.TDX)
+        self._called("KVM_CREATE_VM", "type 5, KVM_X86_TDX_VM")
+        supported = self.vm.tdx.capabilities().supported_attrs
+        if self.plan.attributes & ~supported:
+            raise LaunchError(f"TD attributes {self.plan.attributes:#x} were asked for, and KVM supports {supported:#x}")
+        self.vm.tdx.init_vm(self.plan.attributes, DEFAULT_XFAM, gpaw=self.plan.gpaw)
+        self._called("KVM_TDX_INIT_VM", f"attributes {self.plan.attributes:#x}; key configured, TD initialized")
+        self.vm.enable_map_gpa_range()
+
+    def create_vcpus(self) -> None:
+        """The vCPUs; KVM_TDX_INIT_VCPU tells them where the TD HOB is."""
+        for index in range(self.plan.vcpus):
+            vcpu = self.vm.create_vcpu(index)
+            vcpu.tdx_init(self.plan.hob_gpa)
+            self.vcpus.append(vcpu)
+        self._called("KVM_TDX_INIT_VCPU", f"{len(self.vcpus)} vCPUs, RCX {self.plan.hob_gpa:#x}")
+
+    def create_memory(self) -> None:
+        """A guest_memfd and a slot for each region.  In place the memory starts shared; with two pools it's private."""
+        for slot, region in enumerate(self.plan.memory_regions()):
+            flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.profile.in_place else 0
+            gmem = self.vm.create_guest_memfd(region.size, flags)
+            buffer = gmem.mmap() if self.flow == "in-place" else self.kvm.anonymous(region.size)
+            self.vm.set_user_memory_region2(slot, region.gpa, region.size, gmem=gmem, userspace_addr=buffer.address)
+            self.memory.append(_Memory(region, gmem, buffer, slot))
+            what = "MMAP|INIT_SHARED" if flags else "no flags"
+            self._called("KVM_CREATE_GUEST_MEMFD", f"{region.size:#x} bytes, {what}, bound at {region.gpa:#x}")
+
+    def populate(self, step: TdxStep) -> None:
+        """Contents, conversion, KVM_TDX_INIT_MEM_REGION."""
+        memory = next(m for m in self.memory if m.region.gpa <= step.gpa < m.region.gpa + m.region.size)
+        offset = step.gpa - memory.region.gpa
+        if step.contents is not None:
+            memory.buffer[offset : offset + step.size] = step.contents
+        if self.profile.in_place:
+            memory.gmem.make_private(offset, step.size)
+        else:
+            self.vm.make_private(step.gpa, step.size)
+        source = 0 if self.flow == "in-place" else memory.buffer.address + offset
+        try:
+            self.vm.tdx.init_mem_region(self.vcpus[0], step.gpa, step.size, source, measure=step.measured)
+        except OSError as error:
+            raise LaunchError(f"INIT_MEM_REGION of {step.name} at {step.gpa:#x} failed: {error}") from error
+        where = "in place" if not source else f"from {source:#x}"
+        how = "measured" if step.measured else "added"
+        self._called(f"KVM_TDX_INIT_MEM_REGION {step.name}", f"{step.pages} pages {how} at {step.gpa:#x}, {where}")
+        self._done += step.pages
+        if self._progress is not None:
+            self._progress(self._done, self.plan.pages)
+
+    def finalize(self) -> None:
+        """KVM_TDX_FINALIZE_VM."""
+        self.vm.tdx.finalize_vm()
+        measurement = self.td.measurement
+        assert measurement is not None
+        self.measurement = measurement
+        self._called("KVM_TDX_FINALIZE_VM", "MRTD is final; the TD may run")
+
+    @property
+    def td(self) -> Td:
+        """The TD as the TDX module knows it, on a machine with no other."""
+        [td] = self.platform.module.tds.values()
+        return td
+
+    def log_pages(self, log: Callable[[list[Row]], None]) -> None:
+        """Have `log` told of each page as it enters MRTD."""
+        self.platform.module.log = lambda tdr, rows: log(rows)
+
+    def pages_by_state(self) -> dict[str, int]:
+        """How many 4 KiB pages the secure EPT has in each state."""
+        counts: dict[str, int] = {}
+        for start, end, entry in self.td.sept.leaves.runs():
+            counts[entry.state.name] = counts.get(entry.state.name, 0) + end - start
+        return counts
+
+    def close(self) -> None:
+        """Take the VM down."""
+        for vcpu in self.vcpus:
+            vcpu.close()
+        for memory in self.memory:
+            memory.buffer.close()
+            memory.gmem.close()
+        self.vm.close()
+
+    def _called(self, name: str, effect: str) -> None:
+        self.calls.append(Call(name, effect))
+
+    def __enter__(self) -> TdxLaunch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if hasattr(self, "vm"):
+            self.close()
+
+
+def measure_tdx(
+    plan: TdxPlan, *, two_pass: bool = False, progress: Progress | None = None, profile: str | Profile | None = None
+) -> bytes:
+    """MRTD of `plan` (simulated), by a launch on an emulated host of its own; KVM can't do `two_pass`, which is computed."""
+    from ..profiles import DEFAULT
+
+    if two_pass:
+        return compute_mrtd(plan, two_pass=True, progress=progress)
+    with Kvm.open(profile or DEFAULT, platform="intel") as kvm, TdxLaunch(kvm, plan, progress=progress) as launch:
+        return launch.run()

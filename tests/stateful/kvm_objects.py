@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The model's VMs, slots, guest_memfds and vCPUs; what the kernels differ in; what guests do and how they exit."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from errno import EEXIST, EINVAL, ENODEV
+from typing import NamedTuple
+
+from .world import PAGE, Errno, File, Page, Process
+
+EHWPOISON = 133
+PRIVATE = 8
+LOG_DIRTY, READONLY, GUEST_MEMFD = 1, 2, 4
+MMAP, INIT_SHARED = 1, 2
+SW_PROTECTED = 1
+U64 = 1 << 64
+USER_SLOTS = 32767 - 3
+TASK_SIZE = (1 << 47) - PAGE
+LAST_GFN = (1 << 40) - 1
+
+
+class Kernel(NamedTuple):
+    """What the kernels that are modelled don't have in common."""
+
+    in_place: bool
+    flags_default: int
+    flags_private: int
+    default_vm_binds: bool
+    gmem_only: str
+    overlap: int
+    signed_offset: bool
+    blocks: bool
+
+
+KERNELS = {
+    "linux-6.12": Kernel(False, 0, 0, False, "never", EINVAL, False, False),
+    "linux-6.18": Kernel(False, 3, 1, True, "mmap", EINVAL, True, False),
+    "linux-7.3": Kernel(False, 3, 1, True, "mmap", EEXIST, False, False),
+    "inplace-v13": Kernel(True, 3, 3, True, "always", EEXIST, False, True),
+}
+
+
+class MemoryFaultExit(NamedTuple):
+    """KVM_EXIT_MEMORY_FAULT, with the errno that KVM_RUN fails with."""
+
+    flags: int
+    gpa: int
+    errno: int
+
+
+class MmioExit(NamedTuple):
+    gpa: int
+    write: bool
+    data: bytes
+
+
+class HypercallExit(NamedTuple):
+    args: tuple[int, int, int]
+
+
+class BadAddressExit(NamedTuple):
+    """KVM_RUN fails with EFAULT and says no more."""
+
+
+class Halted(NamedTuple):
+    """The guest has nothing left to do."""
+
+
+Exit = MemoryFaultExit | MmioExit | HypercallExit | BadAddressExit | Halted
+Guest = Generator[Exit | None, bytes | int | None, None]
+"""A guest as it runs: yields its exits, and None where an instruction that user space completed has retired."""
+
+
+class Load(NamedTuple):
+    gpa: int
+    length: int
+
+
+class Store(NamedTuple):
+    gpa: int
+    data: bytes
+
+
+class Hypercall(NamedTuple):
+    gpa: int
+    npages: int
+    private: bool
+
+
+Op = Load | Store | Hypercall
+
+
+class GuestFault(Exception):
+    def __init__(self, exit_: MemoryFaultExit | BadAddressExit) -> None:
+        self.exit = exit_
+
+
+class Region(NamedTuple):
+    """The arguments of KVM_SET_USER_MEMORY_REGION2."""
+
+    slot: int
+    flags: int
+    gpa: int
+    size: int
+    address: int = 0
+    fd: int = 0
+    offset: int = 0
+
+
+class Slot:
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self.gfn, self.npages, self.flags = region.gpa // PAGE, region.size // PAGE, region.flags
+        self.file: Gmem | None = None
+        self.first = region.offset // PAGE
+        self.gmem_only = False
+        self.written: set[int] = set()
+        self.accessed: set[int] = set()
+
+    def has(self, gfn: int) -> bool:
+        return self.gfn <= gfn < self.gfn + self.npages
+
+
+class Vm:
+    def __init__(self, owner: Process, kind: int) -> None:
+        self.owner, self.kind = owner, kind
+        self.private_memory = kind == SW_PROTECTED
+        self.slots: dict[int, Slot] = {}
+        self.attributes: dict[int, bool] = {}
+        self.vcpus: dict[int, VcpuFile] = {}
+        self.map_gpa_range_exits = False
+
+    def slot_at(self, gfn: int) -> Slot | None:
+        return next((s for n, s in self.slots.items() if n < 1 << 16 and s.has(gfn)), None)
+
+
+class Device(File):
+    """/dev/kvm."""
+
+
+class VmFile(File):
+    def __init__(self, vm: Vm) -> None:
+        super().__init__()
+        self.vm = vm
+
+
+class VcpuFile(File):
+    """A vCPU: three pages to map, and what it runs."""
+
+    def __init__(self, vm: Vm) -> None:
+        super().__init__(3)
+        self.vm = vm
+        self.pages = {i: Page() for i in range(3)}
+        for page in self.pages.values():
+            page.opaque = True
+        self.guest: Guest | None = None
+        self.results: list[bytes | int] = []
+        self.pending: Exit | None = None
+
+    def may_map(self, shared: bool) -> None:
+        pass
+
+    def closed(self) -> None:
+        """The vCPU lives as long as its VM."""
+
+
+class Gmem(File):
+    """A guest_memfd: which pages are private, and what else it may do."""
+
+    def __init__(self, vm: Vm, npages: int, flags: int) -> None:
+        super().__init__(npages)
+        self.vm, self.flags = vm, flags
+        self.private = dict.fromkeys(range(npages), not flags & INIT_SHARED)
+
+    def may_map(self, shared: bool) -> None:
+        if not self.flags & MMAP:
+            raise Errno(ENODEV)
+        if not shared:
+            raise Errno(EINVAL)
+
+    def may_touch(self, index: int) -> bool:
+        return index < self.npages and not self.private[index]
+
+    def closed(self) -> None:
+        super().closed()
+        for slot in self.vm.slots.values():
+            if slot.file is self:
+                slot.file = None
