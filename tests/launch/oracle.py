@@ -12,8 +12,10 @@ from sevsnpmeasure import guest
 from sevsnpmeasure.vmm_types import VMMType
 
 from gmemu.launch.plan import LaunchPlan, PlanStep
-from gmemu.launch.vmsa import VMSA_GPA, build_vmsa
+from gmemu.launch.vcpu_state import VMSA_GPA
 from gmemu.uapi.sev import SnpPageType
+
+from .vmsa_oracle import build_vmsa
 
 PAGE = 4096
 VMM_TYPES = {"qemu": VMMType.QEMU, "ec2": VMMType.ec2, "gce": VMMType.gce}

@@ -18,9 +18,9 @@ from gmemu.launch.errors import LaunchError
 from gmemu.launch.kernel_hashes import HASHES_SIZE, hash_inputs, hashes_page
 from gmemu.launch.vcpu_state import RESET_VECTOR, initial_state, segment, segment_attributes
 from gmemu.launch.vmm import QEMU, VMMS, vmm_named
-from gmemu.launch.vmsa import build_vmsa
 
 from .oracle import VMM_TYPES
+from .vmsa_oracle import build_vmsa
 
 
 @pytest.mark.parametrize("name", CPU_SIGS)

@@ -135,7 +135,7 @@ class GuestRules(KvmRules):
         try:
             ioctl(fd, KVM_RUN)
         except KernelError as error:
-            if error.errno in (EFAULT, 133):
+            if error.errno == EFAULT:
                 return ApiExit(run, error)
             raise
         return ApiExit(run, None)

@@ -7,7 +7,6 @@ from collections.abc import Generator
 from errno import EFAULT, EINTR, EINVAL, EIO, ENOENT
 
 from .kvm_objects import (
-    EHWPOISON,
     PRIVATE,
     READONLY,
     U64,
@@ -51,10 +50,7 @@ class GuestWorld(KvmWorld):
             return self._guest_page_by_address(vm, slot, gfn, write)
         if slot.file is None:
             raise GuestFault(exit_)
-        page = self.grab(slot.file, slot.first + gfn - slot.gfn)
-        if page.poisoned:
-            raise GuestFault(exit_._replace(errno=EHWPOISON))
-        return page
+        return self.grab(slot.file, slot.first + gfn - slot.gfn)
 
     def _guest_page_by_address(self, vm: Vm, slot: Slot, gfn: int, write: bool) -> Page | None:
         if write and slot.flags & READONLY:

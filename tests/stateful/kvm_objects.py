@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from .world import PAGE, Errno, File, Page, Process
 
-EHWPOISON = 133
 PRIVATE = 8
 LOG_DIRTY, READONLY, GUEST_MEMFD = 1, 2, 4
 MMAP, INIT_SHARED = 1, 2

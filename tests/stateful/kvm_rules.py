@@ -287,14 +287,20 @@ class KvmRules(Machine):
         n=SMALL,
         mode=st.sampled_from([1, 3] * 15 + [0, 2, 4, 8, 16, 64, 65, 128, 1 << 20]),
         first=st.integers(0, 11),
-        pages=FEW_PAGES,
+        pages=st.sampled_from([1, 2, 3, 10]),
         odd=ODD,
-        cpu=st.booleans(),
+        cpu=SELDOM,
         signal=SELDOM,
     )
     def fallocate(self, n: int, mode: int, first: int, pages: int, odd: int, cpu: bool, signal: bool) -> None:
         """Allocate, punch, and what isn't allowed."""
-        process, fd = pick(self.opened(Gmem) if self.opened(Gmem) and n % 9 else self.opened(VmFile) or self.opened(Gmem), n)
+        process, fd = pick(
+            self.opened(Gmem) if self.opened(Gmem) and n < 38 else self.opened(VmFile) or self.opened(Gmem), n
+        )
+        file = process.fds[fd]
+        if isinstance(file, Gmem) and odd % 8:
+            first %= file.npages
+            pages = min(pages, file.npages - first)
         more, longer = pick_odd(
             [(0, 0), (1, 0), (0, 1), (-first * PAGE - 1, 0), (0, -pages * PAGE), ((1 << 63) - (first + 1) * PAGE, 0)], odd
         )

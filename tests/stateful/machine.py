@@ -15,7 +15,7 @@ from gmemu.api import GuestMemfd, Mapping
 from gmemu.api import Vm as ApiVm
 from gmemu.kvm.vm import VmFile as RealVmFile
 from gmemu.syscalls.emulated import EmulatedDoor
-from gmemu.uapi.mman import MAP_FIXED, MAP_SHARED
+from gmemu.uapi.mman import MAP_ANONYMOUS, MAP_FIXED, MAP_SHARED
 
 from .guest_world import GuestWorld
 from .kvm_objects import KERNELS, Exit, Gmem, VcpuFile, Vm, VmFile
@@ -162,12 +162,32 @@ class Machine(RuleBasedStateMachine):
 
     # Setting out
 
-    @initialize(seed=st.integers(0, 1000), ready=st.sampled_from([2, 1, 3, 2, 3, 0]), npages=st.integers(6, 10), bound=FRAME)
-    def set_out(self, seed: int, ready: int, npages: int, bound: int) -> None:
-        """Open /dev/kvm; mostly, make VMs with guest_memfds, mapped and partly bound, for steps to meet."""
+    @initialize(
+        seed=st.integers(0, 1000),
+        ready=st.sampled_from([2, 1, 3, 2, 3, 0]),
+        npages=st.integers(6, 10),
+        bound=FRAME,
+        waiting=st.sampled_from([0, 0, 20, 28, 30]),
+    )
+    def set_out(self, seed: int, ready: int, npages: int, bound: int, waiting: int) -> None:
+        """Open /dev/kvm; mostly, make VMs with guest_memfds, mapped and partly bound, for steps to meet.
+
+        Some pages `waiting` in the LRU batch, of memory that's gone, make it fill up sooner.
+        """
         self.seed = seed
         process = self.world.processes[0]
         self.open_device(process)
+        if waiting:
+            door = self.door(process)
+            address = door.mmap(0, waiting * PAGE, 3, MAP_SHARED | MAP_ANONYMOUS)
+            self.world.map_anonymous(process, waiting, 3, True, address)
+            self.agree(
+                lambda: self.world.store(process, address, bytes(waiting * PAGE)),
+                lambda: door.store(address, bytes(waiting * PAGE)),
+            )
+            self.agree(
+                lambda: self.world.unmap_range(process, address, waiting), lambda: door.munmap(address, waiting * PAGE)
+            )
         for kind in (1, 1, 0)[:ready]:
             self.make_vm(process, 3, kind)
             self.set_up_vm(npages, min(bound, npages))

@@ -7,6 +7,7 @@ GMEMU_STATEFUL_EXAMPLES=5000 makes it long, and random.
 from __future__ import annotations
 
 import os
+from unittest import TestCase
 
 from hypothesis import HealthCheck, settings
 
@@ -15,7 +16,7 @@ from .memory_rules import MemoryRules
 
 ORDERED = int(os.environ.get("GMEMU_STATEFUL_EXAMPLES", "0"))
 SETTINGS = settings(
-    max_examples=ORDERED or 30,
+    max_examples=ORDERED or 100,
     stateful_step_count=50,
     derandomize=not ORDERED,
     database=None,
@@ -48,9 +49,13 @@ class TwoPools612(MemoryRules, GuestRules):
     profile = "linux-6.12"
 
 
-TestInPlace = InPlace.TestCase
-TestTwoPools73 = TwoPools73.TestCase
-TestTwoPools618 = TwoPools618.TestCase
-TestTwoPools612 = TwoPools612.TestCase
-for case in (TestInPlace, TestTwoPools73, TestTwoPools618, TestTwoPools612):
-    case.settings = SETTINGS
+def _case(machine: type[GuestRules]) -> type[TestCase]:
+    case: type[TestCase] = machine.TestCase
+    case.settings = SETTINGS  # type: ignore[attr-defined]
+    return case
+
+
+TestInPlace = _case(InPlace)
+TestTwoPools73 = _case(TwoPools73)
+TestTwoPools618 = _case(TwoPools618)
+TestTwoPools612 = _case(TwoPools612)

@@ -35,11 +35,10 @@ class Signal(Exception):
 
 
 class Page:
-    """A page of memory: its bytes (None: all zero), and whether hardware found it bad."""
+    """A page of memory: its bytes (None: all zero), and whether they are known at all."""
 
     def __init__(self, data: bytearray | None = None) -> None:
         self.data = data
-        self.poisoned = False
         self.opaque = False
         """Its bytes are somebody else's matter, and aren't compared."""
 
@@ -188,12 +187,6 @@ class World:
         for index in [i for i in file.pages if start <= i < end]:
             del file.pages[index]
 
-    def poison(self, file: File, index: int) -> None:
-        """Hardware finds the memory of a page bad."""
-        if index in file.pages:
-            file.pages[index].poisoned = True
-            self.unmap(file, index, index + 1)
-
     # What a process does with its memory
 
     def touch(self, process: Process, address: int, write: bool) -> Page:
@@ -207,10 +200,7 @@ class World:
             if entry is None:
                 if not area.file.may_touch(area.number):
                     raise Signal("SIGBUS", address)
-                page = self.grab(area.file, area.number)
-                if page.poisoned:
-                    raise Signal("SIGBUS", address)
-                entry = process.table[vpn] = Entry(page)
+                entry = process.table[vpn] = Entry(self.grab(area.file, area.number))
         elif write and (entry is None or entry.page is self.zero):
             entry = process.table[vpn] = Entry(Page())
         elif write and entry is not None and not entry.writable:

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 from ..uapi.sev import SnpPageType
 from .errors import LaunchError
 from .plan import LaunchPlan
-from .vmsa import VMSA_GPA
+from .vcpu_state import VMSA_GPA
 
 __all__ = ["Difference", "LogWriter", "PageLog", "PageRecord", "diff", "log_header", "read_log", "write_log"]
 

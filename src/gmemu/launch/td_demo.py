@@ -99,9 +99,7 @@ class _Demo:
             gpa, npages, attributes = exit_.hypercall.args[:3]
             private = bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)
             kind = "private" if private else "shared"
-            self._saw(
-                "exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages * PAGE_SIZE:#x} bytes, to be {kind}"
-            )
+            self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages:#x} pages, to be {kind}")
             self._convert(gpa, npages * PAGE_SIZE, private)
             exit_.answer_hypercall(0)
         else:

@@ -13,9 +13,12 @@ from typing import NamedTuple
 from ..uapi.kvm_x86 import kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs
 from .vmm import RESET_VECTOR, Vmm
 
-__all__ = ["MSR_IA32_CR_PAT", "RESET_VECTOR", "VcpuState", "initial_state", "segment", "segment_attributes"]
+__all__ = ["MSR_IA32_CR_PAT", "RESET_VECTOR", "VMSA_GPA", "VcpuState", "initial_state", "segment", "segment_attributes"]
 
 MSR_IA32_CR_PAT = 0x277
+VMSA_GPA = 0xFFFFFFFFF000
+"""The gpa with which KVM submits every VMSA: all ones in 48 bits, down to the page."""
+
 X86_CR0_RESET = 0x60000010  # CD, NW, ET
 RFLAGS_RESET = 0x2
 REAL_MODE_LIMIT = 0xFFFF

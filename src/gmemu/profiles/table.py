@@ -55,7 +55,7 @@ def _same(value: int) -> CapValues:
     return CapValues(value, value, value)
 
 
-_COMMON = {
+_COMMON: dict[int, CapValues] = {
     Cap.USER_MEMORY: _same(1),
     Cap.NR_VCPUS: _same(8),
     Cap.NR_MEMSLOTS: _same(KVM_USER_MEM_SLOTS),

@@ -187,6 +187,20 @@ ATTR_BUSY = rule(
 # kvm_gmem_populate
 
 _POPULATE = _GMEM + "kvm_gmem_populate()"
+POPULATE_COUNT = rule(
+    "gmem.populate.count",
+    EINVAL,
+    "at least one page must be asked for",
+    _POPULATE + " (a warning: the platform checks before)",
+    when=lambda p: p.populate == "gup-first",
+)
+POPULATE_UNALIGNED = rule(
+    "gmem.populate.unaligned",
+    EINVAL,
+    "the source must be page aligned",
+    _POPULATE + " (a warning: the platform checks before)",
+    when=lambda p: p.populate == "gup-first",
+)
 POPULATE_SLOT = rule("gmem.populate.slot", EINVAL, "the gfn must be in a slot with a guest_memfd", _POPULATE)
 POPULATE_CLOSED = rule("gmem.populate.closed", EFAULT, "the slot's guest_memfd must still be open", _POPULATE)
 POPULATE_SIGNAL = rule("gmem.populate.signal", EINTR, "no signal may be pending", _POPULATE)

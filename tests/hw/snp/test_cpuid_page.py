@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from gmemu.hw.snp.cpu import GENOA, MILAN, CpuModel, fms
@@ -202,7 +200,7 @@ class TestLeaves:
         assert accepted(replace_ebx(entry, 1 << 12 | 5 << 6 | 51))
         assert corrected(replace_ebx(entry, 5 << 12 | 5 << 6 | 51)).ebx == 4 << 12 | 5 << 6 | 51
         assert corrected(replace_ebx(entry, 1 << 6 | 47)).ebx == 1 << 6 | 51
-        assert accepted(replace_ebx(entry, 47), replace(GENOA, cbit=47))
+        assert accepted(replace_ebx(entry, 47), GENOA._replace(cbit=47))
 
     def test_performance_counters(self) -> None:
         assert accepted(leaf(0x80000022, eax=1, ebx=6 | 0x10 << 4 | 1 << 12, ecx=5))

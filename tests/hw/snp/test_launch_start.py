@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from gmemu.hw.snp.cpu import GENOA
@@ -64,7 +62,7 @@ def test_policy(init: Machine, policy: int, fine: bool) -> None:
 
 
 def test_without_smt() -> None:
-    machine = Machine(cpu=replace(GENOA, smt=False))
+    machine = Machine(cpu=GENOA._replace(smt=False))
     machine.context_page()
     assert machine.psp.launch_start(GCTX, SNP_POLICY_MASK_RSVD_MBO) == OK
     machine.close()

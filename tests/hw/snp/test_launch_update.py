@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from hashlib import sha384
 
 import pytest
@@ -215,7 +214,7 @@ class TestPages:
         assert guest.ld.value == LaunchDigest().extend(VMSA, GPA, vmsa_contents(before))
 
     def test_vmsa_with_register_protection(self) -> None:
-        machine = Machine(cpu=replace(GENOA, vmsa_tweak_bitmap=(1 << (0x178 // 8)).to_bytes(64, "little")))
+        machine = Machine(cpu=GENOA._replace(vmsa_tweak_bitmap=(1 << (0x178 // 8)).to_bytes(64, "little")))
         machine.guest()
         area = sev_es_save_area(sev_features=SVM_SEV_FEAT_VMSA_REG_PROT, rip=0xFFF0, rsp=5)
         machine.fill(PAGE, area.pack())
@@ -339,7 +338,7 @@ class TestCpuid:
         assert launched.rmp.state(PAGE) is RmpState.PRE_GUEST
 
     def test_the_cpu_can_be_another(self) -> None:
-        machine = Machine(cpu=replace(GENOA, features7=(0, 0, 0, 0)))
+        machine = Machine(cpu=GENOA._replace(features7=(0, 0, 0, 0)))
         machine.guest()
         machine.pre_guest()
         assert self.update(machine, table(self.GOOD)) == S.INVALID_PARAM

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -159,7 +158,7 @@ class TestActivate:
         assert machine.psp.activate(GCTX, ASID + 1) == OK
 
     def test_pages_before_socket(self) -> None:
-        machine = Machine(cpu=replace(GENOA, sockets=2))
+        machine = Machine(cpu=GENOA._replace(sockets=2))
         machine.context_page()
         machine.psp.launch_start(GCTX, POLICY | SNP_POLICY_MASK_SINGLE_SOCKET)
         machine.pre_guest()
@@ -168,7 +167,7 @@ class TestActivate:
 
     @pytest.mark.parametrize("asid", [0, GENOA.max_asid + 1])
     def test_socket_before_asid(self, asid: int) -> None:
-        machine = Machine(cpu=replace(GENOA, sockets=2))
+        machine = Machine(cpu=GENOA._replace(sockets=2))
         machine.context_page()
         machine.psp.launch_start(GCTX, POLICY | SNP_POLICY_MASK_SINGLE_SOCKET)
         assert machine.psp.activate(GCTX, asid) == PspStatus.POLICY_FAILURE

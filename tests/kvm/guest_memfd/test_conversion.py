@@ -21,9 +21,8 @@ def machine(world: World, pages: int = 4) -> tuple[Vm, Vcpu, GuestMemfd, Mapping
     """A software-protected VM whose memory is one shared guest_memfd at gpa 0, mapped by the process."""
     vm = world.vm()
     gmem = vm.create_guest_memfd(pages * PAGE, BOTH)
-    mapping = gmem.mmap()
-    vm.set_user_memory_region2(0, 0, pages * PAGE, gmem=gmem, userspace_addr=mapping.address)
-    return vm, vm.create_vcpu(), gmem, mapping
+    vm.set_user_memory_region2(0, 0, pages * PAGE, gmem=gmem)
+    return vm, vm.create_vcpu(), gmem, gmem.mmap()
 
 
 class TestContents:
@@ -200,6 +199,20 @@ class TestWhoHoldsThePage:
         gmem.make_private(PAGE, 3 * PAGE)
         assert world.inode(gmem).private_run(1, 3) == 3
 
+    def test_a_slot_that_names_the_mapping_loses_the_guests_entries_too(self, world: World) -> None:
+        """With userspace_addr at the guest_memfd's own mapping, unmapping the host is an invalidation by user address."""
+        vm, vcpu, gmem, mapping = machine(world)
+        vm.delete_slot(0)
+        vm.set_user_memory_region2(0, 0, 4 * PAGE, gmem=gmem, userspace_addr=mapping.address)
+        fill(mapping, b"data")
+        load(vcpu, 0)
+        world.drain()
+        world.host.memmap.pin(world.pfn(gmem, 0))
+        assert refusal(lambda: gmem.make_private(0, PAGE)) == "gmem.attributes.busy"
+        assert world.kvm_vm(vm).mmu.walk(0) is None
+        assert load(vcpu, 0, 4) == b"data"
+        world.host.memmap.unpin(world.pfn(gmem, 0))
+
     def test_around_it_conversion_goes_on(self, world: World) -> None:
         """What a VMM does: [start, error), then the rest, then the page when it's free."""
         _, _, gmem, mapping = machine(world, 8)
@@ -315,7 +328,8 @@ class TestSize:
     def test_a_pin_in_the_middle_of_a_terabyte(self, world: World) -> None:
         vm = world.vm()
         gmem = vm.create_guest_memfd(1 << 40, BOTH)
-        gmem.allocate(0, 1 << 40)
+        for page in (5, 123456788, 123456789, (1 << 28) - 1):
+            gmem.allocate(page * PAGE, PAGE)
         world.drain()
         world.host.memmap.pin(world.pfn(gmem, 123456789))
         with pytest.raises(ConversionRefused) as caught:

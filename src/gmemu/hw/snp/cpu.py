@@ -8,8 +8,8 @@ EPYC-v4) are all within bounds.  Values are what CPUID reads there; the rules ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ...uapi.sev import snp_cpuid_entry
 from .cpuid_rules import ABSENT, FREE, LeafRule, at_most, exact, mask
@@ -35,9 +35,8 @@ def _parts(eax: int) -> tuple[int, int, int]:
     return (eax >> 8 & 0xF) + (eax >> 20 & 0xFF), (eax >> 12 & 0xF0) | (eax >> 4 & 0xF), eax & 0xF
 
 
-@dataclass(frozen=True)
-class CpuModel:
-    """One product.  Use `dataclasses.replace` for a machine that differs in a detail."""
+class CpuModel(NamedTuple):
+    """One product.  Use `_replace` for a machine that differs in a detail."""
 
     name: str
     signature: int
@@ -68,7 +67,7 @@ class CpuModel:
     max_asid: int = 1006
     tsc_ref_khz: int = 100_000
     tsc_factor: int = 200
-    vmsa_tweak_bitmap: bytes = field(default=bytes(64))
+    vmsa_tweak_bitmap: bytes = bytes(64)
     """Which quadwords of a VMSA the register protection hides (bit k: quadword k); the microcode's affair."""
 
     def rule_for(self, eax: int, ecx: int) -> LeafRule | None:
@@ -203,8 +202,7 @@ GENOA = CpuModel(
     leaves=MappingProxyType(_GENOA_LEAVES),
 )
 
-MILAN = replace(
-    GENOA,
+MILAN = GENOA._replace(
     name="EPYC-Milan",
     signature=fms(0x19, 0x01, 1),
     features7=(0, 0x219C97A9, 0x0040068C, 0x10),

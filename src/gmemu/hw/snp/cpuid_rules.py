@@ -8,8 +8,8 @@ has, may not exceed it, or is free.  Some leaves have fields with a rule each.  
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from ...uapi.sev import snp_cpuid_entry
 
@@ -26,8 +26,7 @@ class Rule(Enum):
     ABSENT = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterRule:
+class RegisterRule(NamedTuple):
     """A rule and the CPU's value; bits of `reserved` must be zero whatever the rule."""
 
     rule: Rule

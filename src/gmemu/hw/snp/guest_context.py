@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 from random import Random
 
@@ -21,35 +20,36 @@ class GuestState(IntEnum):
     RUNNING = 2
 
 
-@dataclass
 class GuestContext:
-    """GCTX.  `asid` 0: the guest isn't activated.  Random fields are filled by LAUNCH_START."""
+    """GCTX.  `asid` 0: the guest isn't activated.  Random fields are filled by LAUNCH_START.
 
-    state: GuestState = GuestState.INIT
-    asid: int = 0
-    key: int = 0
-    """The memory encryption key, as `PhysicalMemory` numbers them: new with each activation."""
-    policy: int = 0
-    ld: LaunchDigest = field(default_factory=LaunchDigest)
-    imd: LaunchDigest = field(default_factory=LaunchDigest)
-    """The digest of the initial migration image alone."""
-    imi_en: bool = False
-    ma_gctx_pfn: int | None = None
-    """Context page of the migration agent, if there is one."""
-    gosvw: bytes = bytes(16)
-    desired_tsc_khz: int = 0
-    vmpck: tuple[bytes, bytes, bytes, bytes] = (bytes(32),) * 4
-    oek: bytes = bytes(32)
-    vmrk: bytes = bytes(32)
-    report_id: bytes = bytes(32)
-    report_id_ma: bytes = b"\xff" * 32
-    id_block_en: bool = False
-    auth_key_en: bool = False
-    vcek_dis: bool = False
-    id_block: bytes = bytes(96)
-    id_key_digest: bytes = BLANK
-    author_key_digest: bytes = BLANK
-    host_data: bytes = bytes(32)
+    `imd` is the digest of the initial migration image alone; `key` the memory encryption key, as `PhysicalMemory` numbers
+    them, new with each activation; `ma_gctx_pfn` the context page of the migration agent, if there is one.
+    """
+
+    def __init__(self) -> None:
+        self.state = GuestState.INIT
+        self.asid = 0
+        self.key = 0
+        self.policy = 0
+        self.ld = LaunchDigest()
+        self.imd = LaunchDigest()
+        self.imi_en = False
+        self.ma_gctx_pfn: int | None = None
+        self.gosvw = bytes(16)
+        self.desired_tsc_khz = 0
+        self.vmpck: tuple[bytes, bytes, bytes, bytes] = (bytes(32),) * 4
+        self.oek = bytes(32)
+        self.vmrk = bytes(32)
+        self.report_id = bytes(32)
+        self.report_id_ma = b"\xff" * 32
+        self.id_block_en = False
+        self.auth_key_en = False
+        self.vcek_dis = False
+        self.id_block = bytes(96)
+        self.id_key_digest = BLANK
+        self.author_key_digest = BLANK
+        self.host_data = bytes(32)
 
     def draw(self, rng: Random) -> None:
         """New keys and identifiers, in the firmware's order."""

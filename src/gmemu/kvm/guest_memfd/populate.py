@@ -57,6 +57,10 @@ def populate_gup_first(vm: Vm, gfn: int, source: int, npages: int, writeback: bo
     `writeback`: the platform may correct the source, so it's pinned for writing.
     """
     vm.slots_lock.assert_held()
+    if npages <= 0:
+        raise rules.POPULATE_COUNT(f"{npages}")
+    if source & (PAGE_SIZE - 1):
+        raise rules.POPULATE_UNALIGNED(f"{source:#x}")
     slot, file, npages = _find(vm, gfn, npages)
     done, error = 0, None
     mm = vm.rt.current.mm
@@ -112,7 +116,6 @@ def _populate_run(
     """__kvm_gmem_populate() for as many of `count` like pages as there are: under the lock, find, check, load."""
     mapping = file.gmem_inode.mapping
     index = slot.gmem_index(gfn)
-    error: KernelError | None
     with mapping.invalidate_lock.exclusive:
         if count > 1:
             count = max(vm.attributes.private_run(gfn, count), 1)
@@ -123,15 +126,16 @@ def _populate_run(
         if vm.profile.in_place:
             vm.host.design.zero_before_populate(mapping, folio)
         mapping.unlock_folio(folio)
-        private = vm.host.memmap.sound(folio.pfn, vm.attributes.private_run(gfn, folio.count))
-        if private:
+        try:
+            private = vm.host.memmap.sound(folio.pfn, vm.attributes.private_run(gfn, folio.count))
+            if not private:
+                return 0, rules.POPULATE_NOT_PRIVATE(f"gfn {gfn:#x}")
             done, error = post_populate(gfn, folio.pfn, private, source)
             if done:
                 mapping.mark_uptodate(folio.first(done))
-        else:
-            done, error = 0, rules.POPULATE_NOT_PRIVATE(f"gfn {gfn:#x}")
-        mapping.put_folio(folio)
-    return done, error
+            return done, error
+        finally:
+            mapping.put_folio(folio)
 
 
 def _get_folio(file: GmemFile, slot: Memslot, index: int, count: int) -> Folio:

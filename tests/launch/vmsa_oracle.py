@@ -7,15 +7,13 @@ Layout: AMD APM volume 2, table B-4.
 
 from __future__ import annotations
 
-from ..uapi.kvm_x86 import kvm_dtable, kvm_segment
-from ..uapi.sev import sev_es_save_area, vmcb_seg
-from .vcpu_state import VcpuState, segment_attributes
+from gmemu.launch.vcpu_state import VcpuState, segment_attributes
+from gmemu.uapi.kvm_x86 import kvm_dtable, kvm_segment
+from gmemu.uapi.sev import sev_es_save_area, vmcb_seg
 
-__all__ = ["VMSA_GPA", "VMSA_SIZE", "build_vmsa"]
+__all__ = ["VMSA_SIZE", "build_vmsa"]
 
 VMSA_SIZE = 4096
-VMSA_GPA = 0xFFFFFFFFF000
-"""The gpa with which KVM submits every VMSA: all ones in 48 bits, down to the page."""
 
 EFER_SVME = 1 << 12
 X86_CR4_MCE = 1 << 6
