@@ -91,7 +91,11 @@ def good(world: World, vm: Vm) -> Region:
     """A region that nothing is wrong with."""
     gmem = world.gmem(vm, 4, 0)
     return Region(
-        flags=KVM_MEM_GUEST_MEMFD, guest_phys_addr=0x10000, memory_size=2 * PAGE, guest_memfd=gmem.fd, guest_memfd_offset=PAGE
+        flags=KVM_MEM_GUEST_MEMFD,
+        guest_phys_addr=0x10000,
+        memory_size=2 * PAGE,
+        guest_memfd=gmem.fd,
+        guest_memfd_offset=PAGE,
     )
 
 

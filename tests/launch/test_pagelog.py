@@ -18,10 +18,11 @@ from gmemu.launch.ovmf import Firmware
 from gmemu.launch.pagelog import PageLog, PageRecord, diff, log_header, read_log, write_log
 from gmemu.launch.plan import LaunchPlan, plan_snp, vmsa_step_name
 from gmemu.launch.synth import make_firmware
-from gmemu.launch.vcpu_state import VMSA_GPA, build_vmsa
+from gmemu.launch.vcpu_state import VMSA_GPA
 from gmemu.uapi.sev import SnpPageType
 
 from .oracle import PAGE, extend, plan_digest
+from .vmsa_oracle import build_vmsa
 
 IMAGE = Firmware.from_bytes(make_firmware(4 * PAGE), "synthetic.fd")
 

@@ -25,7 +25,8 @@ examples:
   gmemu profiles diff linux-7.3 inplace-v13
 
 Everything is simulated: no digest or state comes from hardware.
-exit codes: 0 pass, 1 violated or mismatch, 2 usage or bad input, 3 a bug in gmemu, 4 skipped, 130 interrupted
+exit codes: 0 pass, 1 violated or mismatch, 2 usage or bad input, 3 a bug in gmemu, 4 skipped,
+10 incomplete, 130 interrupted
 """
 
 
@@ -167,11 +168,12 @@ def _version() -> str:
 def _add_explore(commands: Commands) -> None:
     explore = command(commands, "explore", "run scenarios in every order that matters: exhausted, or violated and how")
     explore.add_argument("scenario", metavar="NAME", nargs="*", help="which of the catalogue (default: all)")
-    explore.add_argument("--variant", metavar="V", action="append", default=[], help="decide this otherwise; may be repeated")
+    explore.add_argument("--variant", metavar="V", action="append", default=[], help="decide this otherwise; repeatable")
     explore.add_argument("--all-variants", action="store_true", help="each scenario with each variant that must break it")
     explore.add_argument("--seconds", metavar="N", type=float, default=60.0, help="bound for each search (default: 60)")
     finish(explore, "explore:explore")
     replay = command(commands, "replay", "run a schedule again from its token, and print it step by step")
     replay.add_argument("token", metavar="TOKEN", help="as gmemu explore prints it")
     finish(replay, "explore:replay")
-    finish(command(commands, "variants", "design decisions that can be made otherwise, and what they break"), "explore:variants")
+    variants = command(commands, "variants", "design decisions that can be made otherwise, and what they break")
+    finish(variants, "explore:variants")

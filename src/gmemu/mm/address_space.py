@@ -423,6 +423,17 @@ class AddressSpace:
         for pa, n in self.translate(address, len(view), True):
             try:
                 self.memory.host_write(pa, view[done : done + n])
+            except HostAccessFault:
+                self._write_by_page(address + done, pa, view[done : done + n])
+            done += n
+
+    def _write_by_page(self, address: int, pa: int, data: memoryview) -> None:
+        """The part of a store that meets a page of somebody else's: what comes before that page is written."""
+        done = 0
+        while done < len(data):
+            n = min(PAGE_SIZE - (pa + done & (PAGE_SIZE - 1)), len(data) - done)
+            try:
+                self.memory.host_write(pa + done, data[done : done + n])
             except HostAccessFault as owned:
                 raise BusError(rules.OWNED_BY_GUEST, address + done, str(owned)) from None
             done += n

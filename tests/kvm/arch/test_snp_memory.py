@@ -9,7 +9,7 @@ from itertools import permutations
 
 import pytest
 
-from gmemu import BusError, ExitReason, GuestCpu, GuestMemfd, KernelError, Vm
+from gmemu import BusError, ExitReason, GuestCpu, GuestMemfd, Host, KernelError, Kvm, Vm
 from gmemu.hw.memory import PAGE_SIZE
 from gmemu.hw.snp.digest import Row
 from gmemu.hw.snp.rmp import NestedFault, RmpState, VmplMask
@@ -314,3 +314,19 @@ def test_forks_child_cant_use_the_vm(world: World) -> None:
     with pytest.raises(KernelError, match=r"kvm\.foreign-process"):
         child.ioctl(world.vm.fd, 0xC008AEBA, 0)
     child.exit()
+
+
+def test_a_store_that_runs_into_an_assigned_page_has_written_what_came_before() -> None:
+    host = Host("inplace-v13", memory=1 << 24)
+    with host:
+        kvm = Kvm.open_on(host)
+        memory = kvm.anonymous(3 * 4096)
+        memory[:] = bytes(3 * 4096)
+        pte = host.init.mm.pte((memory.address >> 12) + 1)
+        assert pte is not None
+        host.snp.rmp_make_private(pte[0], 0, 1, immutable=False)
+        with pytest.raises(BusError) as caught:
+            memory[:] = b"x" * (3 * 4096)
+        assert (caught.value.rule.id, caught.value.address) == ("mm.fault.rmp", memory.address + 4096)
+        assert memory[:4096] == b"x" * 4096
+        assert memory[8192:] == bytes(4096)

@@ -18,7 +18,6 @@ from gmemu.uapi.mman import (
     MADV_HUGEPAGE,
     MADV_HWPOISON,
     MAP_PRIVATE,
-    MAP_SHARED,
     MAP_SHARED_VALIDATE,
 )
 
