@@ -12,12 +12,13 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench clean
+.PHONY: help demo test bench oracle clean
 
 help:
 	@echo 'make demo   set up .venv, then launch an SNP guest on the emulated host (gmemu launch snp)'
 	@echo 'make test   set up .venv, then ruff, mypy and the tests'
 	@echo 'make bench  the figures: digest, conversion, import time'
+	@echo 'make oracle build real kernels (some minutes each), and record anew what they and this machine do'
 	@echo 'make clean  remove .venv and what the tools left'
 
 demo: $(VENV)/.installed
@@ -31,6 +32,17 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench
+
+# What each recording differs in from the emulation is printed, and doesn't stop the rest; nor does a machine without /dev/kvm.
+GOLDEN := tests/conformance/golden
+ORACLES := 6.12 7.3
+
+oracle: $(VENV)/.installed
+	for v in $(ORACLES); do \
+	  $(BIN)/python -m gmemu.conformance.vm.build --version $$v || exit; \
+	  $(BIN)/gmemu conform --backend vm --kernel $$v --record $(GOLDEN)/vm-$$v.json || test $$? -eq 1 || exit; \
+	done
+	$(BIN)/gmemu conform --backend host --record $(GOLDEN)/host-$$(uname -r | cut -d. -f1,2).json || test $$? -eq 1 -o $$? -eq 4
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,10 +4,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import fill
 
 import pytest
+from hypothesis import settings
 
 from gmemu import Cap, KernelError, Kvm
+from gmemu.rules import catalogue
+
+settings.register_profile("gmemu", derandomize=True, deadline=None, database=None)
+settings.load_profile("gmemu")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Which rules no test reached.  Of some of the tests alone that says little, so then it's only their number."""
+    rules = catalogue()
+    missed = [name for name, rule in rules.items() if not rule.hits]
+    terminalreporter.section("rules")
+    terminalreporter.line(f"{len(rules) - len(missed)} of {len(rules)} rules were reached")
+    if missed and not config.getoption("file_or_dir") and not config.getoption("keyword"):
+        listed = fill(" ".join(missed), 115, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+        terminalreporter.line(f"no test reached these {len(missed)}:\n{listed}")
 
 
 @pytest.fixture

@@ -103,6 +103,11 @@ class RangeMap(Generic[V]):
 
     def runs(self, start: int = 0, end: int = _END - 1) -> Iterator[tuple[int, int, V]]:
         """Every run that meets [start, end) and holds a value, clipped to it."""
-        for s, e, v in self.spans(start, end):
-            if v is not None:
-                yield s, e, v
+        if start >= end:
+            return iter(())
+        keys = self._keys
+        i = bisect_right(keys, start)
+        if i == len(keys) or keys[i] >= end:  # one run has all of it: the usual case, and the one to be quick in
+            value = self._values[i - 1]
+            return iter(()) if value is None else iter(((start, end, value),))
+        return ((s, e, v) for s, e, v in self.spans(start, end) if v is not None)

@@ -39,7 +39,7 @@ def memory_fault(exit_: Exit) -> tuple[int, int, int, int]:
     assert exit_.reason is ExitReason.MEMORY_FAULT
     assert isinstance(exit_.error, KernelError)
     details = exit_.memory_fault
-    return exit_.error.errno, details.flags, details.gpa, details.size
+    return exit_.error.rule.errno, details.flags, details.gpa, details.size
 
 
 class TestSharedMemory:
@@ -110,7 +110,7 @@ class TestSharedMemory:
         _, vcpu, memory = with_memory(world)
         memory[:] = b"x" * 2 * PAGE
         load(vcpu, 0)
-        memory.madvise(MADV_HWPOISON, 0, PAGE)
+        assert refusal(lambda: memory.madvise(MADV_HWPOISON, 0, PAGE)) == "mm.fault.hwpoison"
         with pytest.raises(BusError) as caught:
             vcpu.run(lambda cpu: cpu.load(8, 8))
         assert (caught.value.rule.id, caught.value.address) == ("kvm.fault.hva-hwpoison", memory.address)

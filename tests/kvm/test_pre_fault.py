@@ -9,7 +9,7 @@ from itertools import combinations
 
 import pytest
 
-from gmemu import KernelError, Vcpu, Vm, VmType
+from gmemu import Host, KernelError, Kvm, Vcpu, Vm, VmType
 from gmemu.kvm.memslots import KVM_MEMSLOT_INVALID
 from gmemu.uapi.errno import EHWPOISON
 from gmemu.uapi.kvm import KVM_PRE_FAULT_MEMORY, kvm_pre_fault_memory
@@ -218,6 +218,19 @@ def test_a_launch_that_isnt_finished(world: World, unaligned: bool) -> None:
     vm.snp.init2()
     vcpu = vm.create_vcpu()
     assert errno_of(lambda: vcpu.pre_fault(int(unaligned), PAGE)) == (EINVAL if unaligned else EOPNOTSUPP)
+
+
+def test_a_kernel_with_a_shadow_mmu() -> None:
+    """Without two-dimensional paging it's refused; before there ever was a slot even the MMU's pages are lacking."""
+    with (
+        Host("linux-6.18-shared-only", memory=1 << 30) as host,
+        Kvm.open_on(host) as kvm,
+        kvm.create_vm() as vm,
+        vm.create_vcpu() as vcpu,
+    ):
+        assert refusal(lambda: vcpu.pre_fault(0, PAGE)) == "kvm.pre-fault.no-mmu-pages"
+        vm.set_user_memory_region2(0, 0, PAGE)
+        assert refusal(lambda: vcpu.pre_fault(0, PAGE)) == "kvm.pre-fault.no-tdp"
 
 
 @in_profiles("linux-7.3")

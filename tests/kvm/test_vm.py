@@ -15,12 +15,14 @@ from gmemu.uapi.kvm import (
     KVM_HC_MAP_GPA_RANGE,
     KVM_MEMORY_ENCRYPT_OP,
     KVM_RUN,
+    KVM_SET_DEBUGREGS,
     KVM_SET_MEMORY_ATTRIBUTES2,
     KVM_SET_USER_MEMORY_REGION2,
     MpState,
     kvm_enable_cap,
     kvm_mp_state,
 )
+from gmemu.uapi.kvm_x86 import kvm_debugregs
 
 from .world import DEFAULT, PAGE, World, errno_of, every_profile, load, refusal, store
 
@@ -149,6 +151,22 @@ class TestRegisters:
         sregs = vcpu.sregs
         sregs.cr0 |= 1 << 31  # paging without protection
         assert refusal(lambda: setattr(vcpu, "sregs", sregs)) == "kvm.sregs.invalid"
+
+    @pytest.mark.parametrize("changed", [{"dr6": 1 << 32}, {"dr7": 1 << 63}, {"flags": 1}, {}])
+    def test_debug_registers(self, world: World, changed: dict[str, int]) -> None:
+        vcpu = world.vm().create_vcpu()
+        registers = kvm_debugregs()
+        for name, value in changed.items():
+            setattr(registers, name, value)
+        arg = bytearray(registers.pack())
+        assert refusal(lambda: vcpu.ioctl(KVM_SET_DEBUGREGS, arg)) == ("kvm.debugregs.invalid" if changed else "")
+
+    @pytest.mark.parametrize(
+        ("xcr0", "valid"), [(0, False), (1, True), (3, True), (4, False), (7, True), (1 << 40 | 1, False)]
+    )
+    def test_xcr0(self, world: World, xcr0: int, valid: bool) -> None:
+        vcpu = world.vm().create_vcpu()
+        assert refusal(lambda: vcpu.set_xcr0(xcr0)) == ("" if valid else "kvm.xcrs.invalid")
 
 
 class TestForeignProcess:

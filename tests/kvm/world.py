@@ -136,7 +136,7 @@ def errno_of(call: Callable[[], object]) -> int:
     try:
         call()
     except KernelError as error:
-        return error.errno
+        return error.rule.errno
     return 0
 
 

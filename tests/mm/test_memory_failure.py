@@ -5,12 +5,21 @@ from __future__ import annotations
 
 import pytest
 
+from gmemu.mm.address_space import AddressSpace
 from gmemu.mm.madvise import do_madvise
 from gmemu.mm.memory_failure import memory_failure
 from gmemu.rules import BusError
-from gmemu.uapi.mman import MADV_DONTNEED, MADV_HWPOISON
+from gmemu.uapi.mman import MADV_DONTNEED, MADV_HWPOISON, PROT_READ
 
 from .machine import PAGE, Machine, address, refusal
+
+
+def poison(mm: AddressSpace, address: int, length: int = PAGE) -> str:
+    """MADV_HWPOISON: what came of it."""
+    return refusal(lambda: do_madvise(mm, address, length, MADV_HWPOISON))
+
+
+SIGBUS = "mm.fault.hwpoison"
 
 
 def test_a_file_page(machine: Machine) -> None:
@@ -20,7 +29,7 @@ def test_a_file_page(machine: Machine) -> None:
     vma = machine.map(process, 2, file, shared=True)
     process.mm.write(address(vma), b"x" * 2 * PAGE)
     pfn = file.cache.pfn(0) or 0
-    do_madvise(process.mm, address(vma), PAGE, MADV_HWPOISON)
+    assert poison(process.mm, address(vma)) == SIGBUS
     assert process.mm.pte(vma.start) is None
     with pytest.raises(BusError) as caught:
         process.mm.read(address(vma) + 7, 1)
@@ -39,7 +48,7 @@ def test_faulting_around_a_bad_page_stops_before_it(machine: Machine) -> None:
     process = machine.process()
     vma = machine.map(process, 4, file, shared=True)
     process.mm.write(address(vma), b"x" * 4 * PAGE)
-    do_madvise(process.mm, address(vma, 2), PAGE, MADV_HWPOISON)
+    assert poison(process.mm, address(vma, 2)) == SIGBUS
     file.cache.unmap_pages(0, 4)
     with pytest.raises(BusError) as caught:
         process.mm.read(address(vma), 4 * PAGE)
@@ -53,7 +62,7 @@ def test_an_anonymous_page(machine: Machine) -> None:
     process = machine.process()
     vma = machine.map(process, 2)
     process.mm.write(address(vma), b"x" * 2 * PAGE)
-    do_madvise(process.mm, address(vma), PAGE, MADV_HWPOISON)
+    assert poison(process.mm, address(vma)) == SIGBUS
     assert refusal(lambda: process.mm.write(address(vma), b"y")) == "mm.fault.hwpoison"
     child = machine.fork(process)
     assert refusal(lambda: child.mm.read(address(vma), 1)) == "mm.fault.hwpoison"
@@ -66,19 +75,35 @@ def test_both_sides_of_a_fork_lose_it(machine: Machine) -> None:
     vma = machine.map(process, 1)
     process.mm.write(address(vma), b"x")
     child = machine.fork(process)
-    do_madvise(child.mm, address(vma), PAGE, MADV_HWPOISON)
+    assert poison(child.mm, address(vma)) == ""
     for mm in (process.mm, child.mm):
         assert refusal(lambda mm=mm: mm.read(address(vma), 1)) == "mm.fault.hwpoison"  # type: ignore[misc]
+
+
+def test_who_wrote_the_page_is_told_at_once(machine: Machine) -> None:
+    """SIGBUS for lost data; what can be had again is lost without a word."""
+    file = machine.shmem(2)
+    process = machine.process()
+    vma = machine.map(process, 2, file, shared=True)
+    process.mm.read(address(vma), 1)
+    process.mm.write(address(vma, 1), b"x")
+    assert poison(process.mm, address(vma)) == ""
+    with pytest.raises(BusError) as caught:
+        do_madvise(process.mm, address(vma, 1), PAGE, MADV_HWPOISON)
+    assert (caught.value.rule.id, caught.value.address) == (SIGBUS, address(vma, 1))
+    assert refusal(lambda: process.mm.read(address(vma), 1)) == SIGBUS
+    file.put()
 
 
 def test_a_page_that_somebody_holds(machine: Machine) -> None:
     process = machine.process()
     vma = machine.map(process, 1)
     process.mm.write(address(vma), b"x")
+    machine.protect(process, vma.start, vma.end, PROT_READ)
     entry = process.mm.pte(vma.start)
     assert entry is not None
     machine.memmap.pin(entry[0])
-    assert refusal(lambda: do_madvise(process.mm, address(vma), PAGE, MADV_HWPOISON)) == "mm.hwpoison.kept"
+    assert poison(process.mm, address(vma)) == "mm.hwpoison.kept"
     assert entry[0] in machine.memmap.poisoned
     machine.memmap.unpin(entry[0])
 
@@ -86,7 +111,7 @@ def test_a_page_that_somebody_holds(machine: Machine) -> None:
 def test_the_zero_page_cant_be_had(machine: Machine) -> None:
     process = machine.process()
     vma = machine.map(process, 1)
-    assert refusal(lambda: do_madvise(process.mm, address(vma), PAGE, MADV_HWPOISON)) == "mm.hwpoison.kept"
+    assert poison(process.mm, address(vma)) == "mm.hwpoison.kept"
     assert machine.memmap.refcount(machine.memmap.zero_pfn) == 1
 
 
@@ -96,8 +121,8 @@ def test_the_same_page_twice(machine: Machine) -> None:
     vma = machine.map(process, 1, file, shared=True)
     process.mm.write(address(vma), b"x")
     pfn = file.cache.pfn(0) or 0
-    do_madvise(process.mm, address(vma), PAGE, MADV_HWPOISON)
-    assert refusal(lambda: do_madvise(process.mm, address(vma), PAGE, MADV_HWPOISON)) == "mm.gup.fault"
+    assert poison(process.mm, address(vma)) == SIGBUS
+    assert poison(process.mm, address(vma)) == "mm.gup.fault"
     machine.memmap.get(pfn)
     assert refusal(lambda: memory_failure(machine.memmap, pfn)) == "mm.hwpoison.again"
     file.put()
@@ -107,8 +132,9 @@ def test_a_range_goes_page_by_page(machine: Machine) -> None:
     process = machine.process()
     vma = machine.map(process, 3)
     process.mm.write(address(vma), b"x" * 3 * PAGE)
-    do_madvise(process.mm, address(vma), 2 * PAGE, MADV_HWPOISON)
+    machine.protect(process, vma.start, vma.end, PROT_READ)
+    assert poison(process.mm, address(vma), 2 * PAGE) == ""
     assert len(machine.memmap.poisoned) == 2
     assert process.mm.read(address(vma, 2), 1) == b"x"
-    do_madvise(process.mm, address(vma), 0, MADV_HWPOISON)
-    assert refusal(lambda: do_madvise(process.mm, 0x1000, PAGE, MADV_HWPOISON)) == "mm.gup.fault"
+    assert poison(process.mm, address(vma), 0) == ""
+    assert poison(process.mm, 0x1000) == "mm.gup.fault"

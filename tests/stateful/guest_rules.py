@@ -4,26 +4,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EFAULT
+from errno import EFAULT, ENOMEM
 
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from gmemu import Exit as ApiExit
-from gmemu import ExitReason, GuestCpu, KernelError
+from gmemu import ExitReason, GuestCpu, KernelError, VmmCommunication
 from gmemu.uapi.kvm import KVM_CREATE_VCPU, KVM_PRE_FAULT_MEMORY, KVM_RUN, kvm_pre_fault_memory, kvm_run
 
 from .kvm_objects import (
+    SNP,
     BadAddressExit,
     Exit,
+    FailedEntry,
     Halted,
+    Heard,
     Hypercall,
     HypercallExit,
     Load,
     MemoryFaultExit,
     MmioExit,
     Op,
+    PageStateChange,
     Store,
+    Validate,
     VcpuFile,
 )
 from .kvm_rules import KvmRules
@@ -42,7 +47,7 @@ class GuestRules(KvmRules):
     def __init__(self) -> None:
         super().__init__()
         self.last_exits: dict[VcpuFile, ApiExit] = {}
-        self.heard: dict[VcpuFile, list[bytes | int]] = {}
+        self.heard: dict[VcpuFile, list[Heard]] = {}
 
     def make_vcpu(self, n: int, number: int) -> None:
         process, fd, _, vm = self.vm_at(n)
@@ -69,24 +74,31 @@ class GuestRules(KvmRules):
             self.go_on(n, 0, cpu, False, False)
             return
         ops = [self._op(vcpu, *access) for access in accesses]
+        if self.world.stuck(vcpu, ops):
+            return
         vcpu.results = []
-        heard: list[bytes | int] = []
+        heard: list[Heard] = []
         self.heard[vcpu] = heard
-        vcpu.guest, vcpu.pending = self.world.guest(vcpu, ops), None
+        vcpu.guest, vcpu.ops, vcpu.pending = self.world.guest(vcpu, ops), ops, None
         self.door(process).load_guest(fd, _script(ops, heard))
         self._run(process, fd, vcpu, cpu)
 
     def _op(self, vcpu: VcpuFile, kind: str, place: tuple[int, int, int], length: int, byte: int) -> Op:
+        """An operation, in a slot for most places.  An SNP guest has its own ways to ask, and may want the shared view."""
         which, page, within = place
         slots = [slot for slot in vcpu.vm.slots.values() if slot.gfn < 64]
         gpa = (which + page) * PAGE + within
         if slots and which < 36:
             slot = pick(slots, which)
             gpa = (slot.gfn + page % slot.npages) * PAGE + within
+        snp = vcpu.vm.kind == SNP
+        shared = snp and byte % 4 == 0
         if kind == "load":
-            return Load(gpa, length)
+            return Load(gpa, length, shared)
         if kind == "store":
-            return Store(gpa, bytes([byte]) * length)
+            return Store(gpa, bytes([byte]) * length, shared)
+        if snp:
+            return PageStateChange(gpa - within, bool(byte & 1)) if byte % 8 == 0 else Validate(gpa - within, byte % 8 != 1)
         return Hypercall(gpa if which % 5 == 0 else gpa - within, page, bool(byte & 1))
 
     @precondition(lambda self: self.opened(VcpuFile))
@@ -97,7 +109,7 @@ class GuestRules(KvmRules):
         if vcpu.vm.owner is not process:
             door = self.door(process)
             self.agree(lambda: self.world.run(process, fd, None, False, False), lambda: door.ioctl(fd, KVM_RUN))
-        elif vcpu.guest is not None:
+        elif vcpu.guest is not None and not self.world.stuck(vcpu, vcpu.ops):
             self._run(process, fd, vcpu, cpu, answer, immediate, signal)
 
     def _run(
@@ -113,7 +125,7 @@ class GuestRules(KvmRules):
         door, last = self.door(process, cpu), vcpu.pending
         answer: bytes | int = bytes([byte]) * 8
         if isinstance(last, HypercallExit):
-            answer = byte & 15
+            answer = (0, 11, 22)[byte % 3] if vcpu.vm.kind == SNP else byte & 15
             self.last_exits[vcpu].answer_hypercall(answer)
         elif isinstance(last, MmioExit) and not last.write:
             self.last_exits[vcpu].answer_mmio(bytes([byte]) * 8)
@@ -127,7 +139,8 @@ class GuestRules(KvmRules):
 
         self.agree(lambda: self.world.run(process, fd, answer, immediate, signal), run)
         door.task.pending_signals = 0
-        assert self.heard[vcpu] == vcpu.results, "what the guest saw"
+        heard = [None if want is None else have for want, have in zip(vcpu.results, self.heard[vcpu], strict=True)]
+        assert heard == vcpu.results, "what the guest saw"
 
     def _enter(self, ioctl: Callable[[int, int], int], vcpu: VcpuFile, fd: int) -> ApiExit:
         """KVM_RUN, by the thread that `ioctl` belongs to.  The exit carries the error, as `Vcpu.run` has it."""
@@ -135,7 +148,7 @@ class GuestRules(KvmRules):
         try:
             ioctl(fd, KVM_RUN)
         except KernelError as error:
-            if error.errno == EFAULT:
+            if error.errno in (EFAULT, ENOMEM):
                 return ApiExit(run, error)
             raise
         return ApiExit(run, None)
@@ -167,17 +180,28 @@ def _pre_fault(ioctl: Callable[[int, int, bytearray], int], fd: int, gpa: int, s
     return left.size
 
 
-def _script(ops: list[Op], heard: list[bytes | int]) -> Callable[[GuestCpu], None]:
+def _script(ops: list[Op], heard: list[Heard]) -> Callable[[GuestCpu], None]:
     def guest(cpu: GuestCpu) -> None:
         for op in ops:
-            if isinstance(op, Load):
-                heard.append(cpu.load(op.gpa, op.length))
-            elif isinstance(op, Store):
-                cpu.store(op.gpa, op.data)
-            else:
-                heard.append(cpu.map_gpa_range(op.gpa, op.npages * PAGE, private=op.private))
+            try:
+                heard.extend(_do(cpu, op))
+            except VmmCommunication:
+                heard.append("#VC")
 
     return guest
+
+
+def _do(cpu: GuestCpu, op: Op) -> list[Heard]:
+    if isinstance(op, Load):
+        return [cpu.load(op.gpa, op.length, shared=op.shared)]
+    if isinstance(op, Store):
+        cpu.store(op.gpa, op.data, shared=op.shared)
+        return []
+    if isinstance(op, Validate):
+        return [cpu.pvalidate(op.gpa, validate=op.on)]
+    if isinstance(op, PageStateChange):
+        return [cpu.page_state_change_msr(op.gpa, private=op.private)]
+    return [cpu.map_gpa_range(op.gpa, op.npages * PAGE, private=op.private)]
 
 
 def _as_model(exit_: ApiExit) -> Exit:
@@ -199,5 +223,7 @@ def _as_model(exit_: ApiExit) -> Exit:
         assert exit_.hypercall.nr == 12
         a, b, c = exit_.hypercall.args[:3]
         return HypercallExit((a, b, c))
+    if exit_.reason is ExitReason.FAIL_ENTRY:
+        return FailedEntry()
     assert exit_.reason is ExitReason.HLT
     return Halted()

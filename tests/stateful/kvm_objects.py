@@ -12,7 +12,7 @@ from .world import PAGE, Errno, File, Page, Process
 PRIVATE = 8
 LOG_DIRTY, READONLY, GUEST_MEMFD = 1, 2, 4
 MMAP, INIT_SHARED = 1, 2
-SW_PROTECTED = 1
+SW_PROTECTED, SNP = 1, 4
 U64 = 1 << 64
 USER_SLOTS = 32767 - 3
 TASK_SIZE = (1 << 47) - PAGE
@@ -30,13 +30,14 @@ class Kernel(NamedTuple):
     overlap: int
     signed_offset: bool
     blocks: bool
+    locked_populate: bool
 
 
 KERNELS = {
-    "linux-6.12": Kernel(False, 0, 0, False, "never", EINVAL, False, False),
-    "linux-6.18": Kernel(False, 3, 1, True, "mmap", EINVAL, True, False),
-    "linux-7.3": Kernel(False, 3, 1, True, "mmap", EEXIST, False, False),
-    "inplace-v13": Kernel(True, 3, 3, True, "always", EEXIST, False, True),
+    "linux-6.12": Kernel(False, 0, 0, False, "never", EINVAL, False, False, True),
+    "linux-6.18": Kernel(False, 3, 1, True, "mmap", EINVAL, True, False, True),
+    "linux-7.3": Kernel(False, 3, 1, True, "mmap", EEXIST, False, False, False),
+    "inplace-v13": Kernel(True, 3, 3, True, "always", EEXIST, False, True, False),
 }
 
 
@@ -62,11 +63,15 @@ class BadAddressExit(NamedTuple):
     """KVM_RUN fails with EFAULT and says no more."""
 
 
+class FailedEntry(NamedTuple):
+    """KVM_EXIT_FAIL_ENTRY: the processor won't run this."""
+
+
 class Halted(NamedTuple):
     """The guest has nothing left to do."""
 
 
-Exit = MemoryFaultExit | MmioExit | HypercallExit | BadAddressExit | Halted
+Exit = MemoryFaultExit | MmioExit | HypercallExit | BadAddressExit | FailedEntry | Halted
 Guest = Generator[Exit | None, bytes | int | None, None]
 """A guest as it runs: yields its exits, and None where an instruction that user space completed has retired."""
 
@@ -74,11 +79,13 @@ Guest = Generator[Exit | None, bytes | int | None, None]
 class Load(NamedTuple):
     gpa: int
     length: int
+    shared: bool = False
 
 
 class Store(NamedTuple):
     gpa: int
     data: bytes
+    shared: bool = False
 
 
 class Hypercall(NamedTuple):
@@ -87,7 +94,23 @@ class Hypercall(NamedTuple):
     private: bool
 
 
-Op = Load | Store | Hypercall
+class PageStateChange(NamedTuple):
+    """An SNP guest asks for a conversion by the GHCB MSR."""
+
+    gpa: int
+    private: bool
+
+
+class Validate(NamedTuple):
+    """PVALIDATE."""
+
+    gpa: int
+    on: bool
+
+
+Op = Load | Store | Hypercall | PageStateChange | Validate
+Heard = bytes | int | str | None
+"""What a guest got for an operation: None if that can't be told."""
 
 
 class GuestFault(Exception):
@@ -124,11 +147,14 @@ class Slot:
 class Vm:
     def __init__(self, owner: Process, kind: int) -> None:
         self.owner, self.kind = owner, kind
-        self.private_memory = kind == SW_PROTECTED
+        self.private_memory = kind in (SW_PROTECTED, SNP)
         self.slots: dict[int, Slot] = {}
         self.attributes: dict[int, bool] = {}
         self.vcpus: dict[int, VcpuFile] = {}
         self.map_gpa_range_exits = False
+        self.started = self.finished = False
+        self.digest: bytes | None = bytes(48)
+        """An SNP VM's launch digest, as far as it can be told."""
 
     def slot_at(self, gfn: int) -> Slot | None:
         return next((s for n, s in self.slots.items() if n < 1 << 16 and s.has(gfn)), None)
@@ -136,6 +162,10 @@ class Vm:
 
 class Device(File):
     """/dev/kvm."""
+
+
+class SevDevice(File):
+    """/dev/sev."""
 
 
 class VmFile(File):
@@ -152,9 +182,12 @@ class VcpuFile(File):
         self.vm = vm
         self.pages = {i: Page() for i in range(3)}
         for page in self.pages.values():
-            page.opaque = True
+            page.unknown = True
+            page.fresh = False
         self.guest: Guest | None = None
-        self.results: list[bytes | int] = []
+        self.ops: list[Op] = []
+        self.results: list[Heard] = []
+        self.protected = False
         self.pending: Exit | None = None
 
     def may_map(self, shared: bool) -> None:

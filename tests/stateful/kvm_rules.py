@@ -9,7 +9,7 @@ from hypothesis.stateful import precondition, rule
 from gmemu.uapi.kvm import KVM_CREATE_VM as CREATE_VM
 from gmemu.uapi.kvm import KVM_GET_DIRTY_LOG, KVM_SET_MEMORY_ATTRIBUTES2, kvm_dirty_log, kvm_memory_attributes2
 
-from .kvm_objects import GUEST_MEMFD, LOG_DIRTY, READONLY, Device, Gmem, Region, Vm, VmFile
+from .kvm_objects import GUEST_MEMFD, LOG_DIRTY, READONLY, SNP, Device, Gmem, Region, Vm, VmFile
 from .machine import FEW_PAGES, FRAME, ODD, OFTEN, SELDOM, SMALL, Machine, pick, pick_odd
 from .world import PAGE, Errno, Process
 
@@ -65,10 +65,11 @@ class KvmRules(Machine):
             self.open_device(self.process(n))
         devices, vms = self.opened(Device), self.opened(VmFile)
         if what == "v" and devices and len(self.world.vms) < MAX_VMS:
-            self.make_vm(*pick(devices, n), pick_odd([(0, 1, 1)[kind % 3], 2, 99], odd))
+            self.make_vm(*pick(devices, n), pick_odd([(0, 1, 1, SNP if self.snp else 0)[kind % 4], 2, 99], odd))
         elif what == "g" and vms and len(self.opened(Gmem)) < MAX_GMEMS:
             size = pick_odd([npages * PAGE, 0, npages * PAGE + 1, (1 << 64) - PAGE, 1 << 63], odd)
-            self.make_gmem(n, size, (*[self.both_flags] * 5, 0, 1, 2, 3, 4)[kind % 10])
+            best = self.best_flags(self.vm_at(n)[2].kind)
+            self.make_gmem(n, size, (*[best] * 5, 0, 1, 2, 3, 4)[kind % 10])
         elif what == "c" and vms:
             self.make_vcpu(n, pick_odd([kind & 1, 4095, 4096], odd))
 
@@ -77,10 +78,15 @@ class KvmRules(Machine):
         made = self.made(lambda: self.world.create_vm(process, fd, kind), lambda: door.ioctl(fd, CREATE_VM, kind), process)
         if made is not None:
             self.adopt_vm(process, made)
+            if kind == SNP:
+                self.prepare_snp(process, made)
+
+    def prepare_snp(self, process: Process, fd: int) -> None:
+        raise NotImplementedError
 
     def set_up_vm(self, npages: int, bound: int) -> None:
         """A guest_memfd, mapped if it may be, with some of it in slot 0; and a vCPU."""
-        flags = self.both_flags
+        flags = self.best_flags(self.vm_at(-1)[2].kind)
         self.make_gmem(-1, npages * PAGE, flags)
         process, fd, _, gmem = self.gmem_at(-1)
         address = 0
@@ -92,9 +98,14 @@ class KvmRules(Machine):
             self.world.map_anonymous(process, npages, 3, False, address)
         self.set_region(-1, Region(0, GUEST_MEMFD, 0, bound * PAGE, address, fd), 2)
         self.make_vcpu(-1, 0)
+        if address:
+            self.launch_first(-1, address, bound)
         self.enable_map_gpa_range(-1)
 
     def make_vcpu(self, n: int, number: int) -> None:
+        raise NotImplementedError
+
+    def launch_first(self, n: int, address: int, bound: int) -> None:
         raise NotImplementedError
 
     def make_gmem(self, n: int, size: int, flags: int) -> None:
@@ -197,7 +208,7 @@ class KvmRules(Machine):
         def want() -> None:
             nonlocal must, may
             must, may = self.world.dirty_log(process, fd, number)
-            self.world.store(process, buffer, bytes(8))
+            self.world.write_user(process, buffer, bytes(8))
 
         log = bytearray(kvm_dirty_log(slot=number, dirty_bitmap=buffer).pack())
         if self.agree(want, lambda: self.door(process).ioctl(fd, KVM_GET_DIRTY_LOG, log) or None):
@@ -244,14 +255,14 @@ class KvmRules(Machine):
         """The same with the structure in the process's memory, which may be the very memory that is converted."""
         process, fd, file, _ = self.gmem_at(n)
         door, address = self.door(process), self.area_at(process, at) + poke
-        if self.meets_kvm_run(address, 2):
+        if self.meets_ours(address, 2):
             return
         first %= file.npages
         args = {"offset": first * PAGE, "size": min(pages, file.npages - first) * PAGE, "attributes": 8 * private}
         packed = kvm_memory_attributes2(error_offset=0xABC, reserved=(0,) * 11, **args).pack()
         if not self.agree(lambda: self.world.store(process, address, packed), lambda: door.store(address, packed)):
             areas = [process.areas.get((address + i) // PAGE) for i in (0, len(packed) - 1)]
-            if any(area is not None and area.prot == 1 for area in areas):
+            if any(area is not None and (area.prot == 1 or area.file is None) for area in areas):
                 return  # what can be read there is something else
 
         def want() -> None:

@@ -13,6 +13,7 @@ from .kvm_objects import (
     MMAP,
     PRIVATE,
     READONLY,
+    SNP,
     SW_PROTECTED,
     TASK_SIZE,
     U64,
@@ -26,7 +27,7 @@ from .kvm_objects import (
     Vm,
     VmFile,
 )
-from .world import PAGE, Errno, File, Page, Process, Signal, World
+from .world import PAGE, Errno, File, OutOfMemory, Page, Process, Signal, World
 
 
 class KvmWorld(World):
@@ -64,7 +65,7 @@ class KvmWorld(World):
     def create_vm(self, process: Process, fd: int, kind: int) -> int:
         if not isinstance(process.file(fd), Device):
             raise Errno(EBADF)
-        if kind not in (0, SW_PROTECTED):
+        if kind not in (0, SW_PROTECTED, SNP):
             raise Errno(EINVAL)
         vm = Vm(process, kind)
         self.vms.append(vm)
@@ -83,6 +84,10 @@ class KvmWorld(World):
             raise Errno(EINVAL)
         if number in vm.vcpus:
             raise Errno(EEXIST)
+        try:
+            self.need(4 if vm.kind == SNP else 3)
+        except OutOfMemory:
+            raise Errno(ENOMEM) from None
         vm.vcpus[number] = VcpuFile(vm)
         return self._install(process, vm.vcpus[number])
 
@@ -125,7 +130,7 @@ class KvmWorld(World):
 
     def _check_region(self, vm: Vm, region: Region) -> None:
         gmem = region.flags & GUEST_MEMFD
-        known = LOG_DIRTY | READONLY if not gmem else 0
+        known = 0 if gmem else LOG_DIRTY if vm.kind == SNP else LOG_DIRTY | READONLY
         if vm.private_memory or self.kernel.default_vm_binds:
             known |= GUEST_MEMFD
         wrong = (
@@ -235,28 +240,30 @@ class KvmWorld(World):
             self._check_unused(file, pages)
         for i in pages:
             file.private[i] = bool(attributes)
+            if not attributes and i in file.pages:
+                file.pages[i].give_back()
 
     def convert_by_address(
         self, process: Process, fd: int, address: int, packed: bytes, offset: int, size: int, attributes: int
     ) -> None:
         """The same with the structure in user memory: it's read first, and after EAGAIN written back with error_offset."""
         if self.kernel.in_place:
-            assert self._user(process, address, len(packed)) == packed
+            assert self._user(process, address, len(packed)) in (packed, None)
         try:
             self.convert(process, fd, offset, size, attributes, 0, 0, False)
         except Errno as error:
             if error.offset is not None:
                 where = error.offset.to_bytes(8, "little")
-                self._user_write(process, address, packed[:32] + where + packed[40:])
+                self.write_user(process, address, packed[:32] + where + packed[40:])
             raise
 
-    def _user(self, process: Process, address: int, length: int) -> bytes:
+    def _user(self, process: Process, address: int, length: int) -> bytes | None:
         try:
             return self.load(process, address, length)
         except Signal:
             raise Errno(EFAULT) from None
 
-    def _user_write(self, process: Process, address: int, data: bytes) -> None:
+    def write_user(self, process: Process, address: int, data: bytes) -> None:
         try:
             self.store(process, address, data)
         except Signal:
@@ -303,4 +310,7 @@ class KvmWorld(World):
         if signal:
             raise Errno(EINTR)
         for index in range(start, end):
-            self.grab(file, index)
+            try:
+                self.grab(file, index)
+            except OutOfMemory:
+                raise Errno(ENOMEM) from None

@@ -17,16 +17,16 @@ from gmemu.kvm.vm import VmFile as RealVmFile
 from gmemu.syscalls.emulated import EmulatedDoor
 from gmemu.uapi.mman import MAP_ANONYMOUS, MAP_FIXED, MAP_SHARED
 
-from .guest_world import GuestWorld
-from .kvm_objects import KERNELS, Exit, Gmem, VcpuFile, Vm, VmFile
+from .kvm_objects import KERNELS, SNP, Exit, Gmem, VcpuFile, Vm, VmFile
+from .snp_world import SnpWorld
 from .twins import Twins
 from .world import PAGE, Errno, File, Process, Signal
 
 T = TypeVar("T")
 
-MEMORY = 64 << 20
 KVM_RUN_SIZE = 3 * PAGE
 KVM_RUN_AREA = 1 << 40
+SCRATCH = 1 << 41
 SMALL = st.integers(0, 40)
 """Picks one of several things: any number will do."""
 FEW_PAGES = st.integers(1, 5)
@@ -67,11 +67,16 @@ class Machine(RuleBasedStateMachine):
     """One emulated host, one model of it, and what rules share."""
 
     profile = "inplace-v13"
+    pages = 1 << 14
+    """How much memory the machine has."""
+    snp = True
+    """Whether there are SNP VMs."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.host = Host(self.profile, memory=MEMORY)
-        self.world = GuestWorld(KERNELS[self.profile])
+        self.host = Host(self.profile, memory=self.pages * PAGE)
+        self.world = SnpWorld(KERNELS[self.profile])
+        self.world.capacity = self.pages - 1
         self.twins = Twins(self.world, self.host)
         self.doors: dict[Process, list[EmulatedDoor]] = {}
         self.runs: dict[VcpuFile, Mapping] = {}
@@ -81,10 +86,12 @@ class Machine(RuleBasedStateMachine):
         """Whether the last step ended well; if not, the end would only hide what went wrong."""
         self._meet(self.world.processes[0], EmulatedDoor(self.host))
 
-    @property
-    def both_flags(self) -> int:
-        """The creation flags that make the most useful guest_memfd of this profile."""
-        return self.world.kernel.flags_private
+    def best_flags(self, kind: int) -> int:
+        """The creation flags that make the most useful guest_memfd for a VM of that type.
+
+        In two pools an SNP guest's shared memory is elsewhere; it would hang on a slot that has guest_memfd alone.
+        """
+        return 0 if kind == SNP and not self.world.kernel.in_place else self.world.kernel.flags_private
 
     # Steps
 
@@ -144,8 +151,8 @@ class Machine(RuleBasedStateMachine):
         return process, fd, file, GuestMemfd(self.door(process, cpu), fd, file.npages * PAGE)
 
     def area_at(self, process: Process, n: int) -> int:
-        """The user address of a page that is mapped, seldom of one that isn't.  Never one of a kvm_run in use."""
-        vpns = [vpn for vpn in sorted(process.areas) if not self.meets_kvm_run(vpn * PAGE, 1)]
+        """The user address of a page that is mapped, seldom of one that isn't.  Never one that the test needs."""
+        vpns = [vpn for vpn in sorted(process.areas) if not self.meets_ours(vpn * PAGE, 1)]
         if not vpns or n == 40:
             return ((vpns[-1] if vpns else 0x1234) + 1) * PAGE
         return pick(vpns, n) * PAGE
@@ -155,21 +162,23 @@ class Machine(RuleBasedStateMachine):
         gap = next((i for i in range(pages) if address // PAGE + i not in process.areas), pages)
         return max(gap, 1)
 
-    def meets_kvm_run(self, address: int, pages: int) -> bool:
-        """Whether the range has a page of a kvm_run that may still be used: Python needs those."""
+    def meets_ours(self, address: int, pages: int) -> bool:
+        """Whether the range has a page that the test itself needs: of a kvm_run, or that of SNP commands."""
         runs = [run.address for file, run in self.runs.items() if file in self.world.files]
+        if address <= SCRATCH < address + pages * PAGE:
+            return True
         return any(address < run + 3 * PAGE and run < address + pages * PAGE for run in runs)
 
     # Setting out
 
     @initialize(
         seed=st.integers(0, 1000),
-        ready=st.sampled_from([2, 1, 3, 2, 3, 0]),
+        kinds=st.sampled_from([[1], [4], [1, 1, 0], [1, 4], [4, 1], [0, 1], []]),
         npages=st.integers(6, 10),
         bound=FRAME,
         waiting=st.sampled_from([0, 0, 20, 28, 30]),
     )
-    def set_out(self, seed: int, ready: int, npages: int, bound: int, waiting: int) -> None:
+    def set_out(self, seed: int, npages: int, bound: int, waiting: int, kinds: list[int]) -> None:
         """Open /dev/kvm; mostly, make VMs with guest_memfds, mapped and partly bound, for steps to meet.
 
         Some pages `waiting` in the LRU batch, of memory that's gone, make it fill up sooner.
@@ -188,7 +197,7 @@ class Machine(RuleBasedStateMachine):
             self.agree(
                 lambda: self.world.unmap_range(process, address, waiting), lambda: door.munmap(address, waiting * PAGE)
             )
-        for kind in (1, 1, 0)[:ready]:
+        for kind in kinds if self.snp else [1 if kind == SNP else kind for kind in kinds]:
             self.make_vm(process, 3, kind)
             self.set_up_vm(npages, min(bound, npages))
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
 from gmemu.mm.gup import get_user_pages_fast, put_pages
+from gmemu.syscalls.emulated import EmulatedDoor
 from gmemu.uapi.mman import (
     FOLL_LONGTERM,
     FOLL_PIN,
@@ -18,7 +19,7 @@ from gmemu.uapi.mman import (
     MAP_SHARED,
 )
 
-from .kvm_objects import Gmem
+from .kvm_objects import Gmem, SevDevice
 from .machine import FEW_PAGES, OFTEN, SELDOM, SMALL, Machine, pick
 from .world import PAGE, Hold, Process
 
@@ -38,7 +39,7 @@ class MemoryRules(Machine):
         """Map a guest_memfd, sometimes over what is there, sometimes beyond its end."""
         process, fd, _, _ = self.gmem_at(n)
         door, offset, flags, at = self.door(process), first * PAGE + odd, MAP_PRIVATE if private else MAP_SHARED, 0
-        if over % 5 == 0 and process.areas and not self.meets_kvm_run(self.area_at(process, over // 5), pages):
+        if over % 5 == 0 and process.areas and not self.meets_ours(self.area_at(process, over // 5), pages):
             at, flags = self.area_at(process, over // 5), flags | MAP_FIXED
         # the model must be told the address that the kernel chose
         try:
@@ -68,7 +69,7 @@ class MemoryRules(Machine):
         address = self.area_at(process, at)
         if forget:
             self._forget(process, address, pages)
-        elif not self.meets_kvm_run(address, pages):
+        elif not self.meets_ours(address, pages):
             self.agree(
                 lambda: self.world.unmap_range(process, address, pages),
                 lambda: self.door(process).munmap(address, pages * PAGE),
@@ -88,10 +89,20 @@ class MemoryRules(Machine):
         """A process writes `byte`s, or reads if it's odd."""
         process = self.process(n)
         door, address, data = self.door(process, cpu), self.area_at(process, at) + within, bytes([byte]) * length
-        if self.meets_kvm_run(address, 3):
+        if self.meets_ours(address, 3):
             return
         if byte & 1:
-            self.agree(lambda: self.world.load(process, address, length), lambda: door.load(address, length))
+            seen: list[bytes | None] = []
+
+            def want() -> bytes | None:
+                seen.append(self.world.load(process, address, length))
+                return seen[0]
+
+            def have() -> bytes | None:
+                data = door.load(address, length)
+                return data if seen[0] is not None else None
+
+            self.agree(want, have)
         else:
             self.agree(lambda: self.world.store(process, address, data), lambda: door.store(address, data))
 
@@ -129,7 +140,7 @@ class MemoryRules(Machine):
         hold = pick(self.world.holds, n)
         at = page % len(hold.pages)
         pfn, data = self.twins.holds[hold][at], bytes([byte]) * 64
-        if not hold.pages[at].opaque:
+        if not hold.pages[at].unknown:
             self.agree(lambda: hold.pages[at].read(0, 64), lambda: self.host.memory.host_read(pfn * PAGE, 64))
             self.agree(lambda: hold.pages[at].write(32, data), lambda: self.host.memory.host_write(pfn * PAGE + 32, data))
         return None
@@ -146,12 +157,15 @@ class MemoryRules(Machine):
         """Processes come and go, and descriptors; but not so many go that nothing is left to meet."""
         process = self.process(n)
         door = self.door(process)
-        fd = pick(list(process.fds), which) if process.fds else 99
+        fds = [fd for fd, file in process.fds.items() if not isinstance(file, SevDevice)]
+        fd = pick(fds, which) if fds else 99
         if what == "fork" and len(self.world.processes) < MAX_PROCESSES:
-            self._meet(self.world.fork(process), door.fork())
+            made: list[EmulatedDoor] = []
+            if self.agree(lambda: self.world.fork(process) and None, lambda: made.append(door.fork())):
+                self._meet(self.world.processes[-1], made[0])
         elif what == "exit" and self.world.processes.index(process) > which % 8 // 7:
             self.agree(lambda: self.world.exit(process), door.exit)
-        elif what == "dup" and process.fds and len(process.fds) < 20:
+        elif what == "dup" and fds and len(process.fds) < 20:
             self.made(lambda: self.world.dup(process, fd), lambda: door.dup(fd), process)
         elif what == "close" and (len(process.fds) > 4 or which > 30):
             self.agree(lambda: self.world.close(process, fd), lambda: door.close(fd))

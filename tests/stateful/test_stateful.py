@@ -11,8 +11,8 @@ from unittest import TestCase
 
 from hypothesis import HealthCheck, settings
 
-from .guest_rules import GuestRules
 from .memory_rules import MemoryRules
+from .snp_rules import SnpRules
 
 ORDERED = int(os.environ.get("GMEMU_STATEFUL_EXAMPLES", "0"))
 SETTINGS = settings(
@@ -25,31 +25,45 @@ SETTINGS = settings(
 )
 
 
-class InPlace(MemoryRules, GuestRules):
+class InPlace(MemoryRules, SnpRules):
     """One pool: pages are converted where they are."""
 
     profile = "inplace-v13"
 
 
-class TwoPools73(MemoryRules, GuestRules):
+class TwoPools73(MemoryRules, SnpRules):
     """Two pools, mappable guest_memfd."""
 
     profile = "linux-7.3"
 
 
-class TwoPools618(MemoryRules, GuestRules):
+class TwoPools618(MemoryRules, SnpRules):
     """Two pools, with 6.18's errnos and signed offsets."""
 
     profile = "linux-6.18"
 
 
-class TwoPools612(MemoryRules, GuestRules):
+class TwoPools612(MemoryRules, SnpRules):
     """Two pools, no mapping of guest_memfd."""
 
     profile = "linux-6.12"
 
 
-def _case(machine: type[GuestRules]) -> type[TestCase]:
+class Starved(MemoryRules, SnpRules):
+    """A machine with so little memory that whatever needs a page may find none."""
+
+    profile = "inplace-v13"
+    pages = 32
+    snp = False
+
+
+class Starved73(Starved):
+    """The same with two pools."""
+
+    profile = "linux-7.3"
+
+
+def _case(machine: type[SnpRules]) -> type[TestCase]:
     case: type[TestCase] = machine.TestCase
     case.settings = SETTINGS  # type: ignore[attr-defined]
     return case
@@ -59,3 +73,5 @@ TestInPlace = _case(InPlace)
 TestTwoPools73 = _case(TwoPools73)
 TestTwoPools618 = _case(TwoPools618)
 TestTwoPools612 = _case(TwoPools612)
+TestStarved = _case(Starved)
+TestStarved73 = _case(Starved73)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TypeVar
 
 from gmemu.check import check_host
 from gmemu.hw.memory import PAGE_SIZE
 from gmemu.kvm import vm as kvm_vm
+from gmemu.kvm.arch.snp import SnpVm
 from gmemu.kvm.guest_memfd.file import GmemFile
 from gmemu.kvm.host import Host
 from gmemu.kvm.vcpu import VcpuFile as RealVcpuFile
@@ -17,8 +19,8 @@ from gmemu.mm import process as mm_process
 from gmemu.mm.filemap import PageCache
 from gmemu.mm.shmem import ShmemFile
 
-from .guest_world import GuestWorld
-from .kvm_objects import Gmem, VcpuFile, Vm
+from .kvm_objects import SNP, Gmem, VcpuFile, Vm
+from .snp_world import SnpWorld
 from .world import AnonymousShared, File, Hold, Page, Process
 
 T = TypeVar("T")
@@ -27,7 +29,7 @@ T = TypeVar("T")
 class Twins:
     """The pairs, and `check`."""
 
-    def __init__(self, world: GuestWorld, host: Host) -> None:
+    def __init__(self, world: SnpWorld, host: Host) -> None:
         self.world, self.host = world, host
         self.processes: dict[Process, mm_process.Process] = {}
         self.files: dict[File, mm_file.File] = {}
@@ -38,6 +40,7 @@ class Twins:
         """Compare everything.  Page frames are paired with pages on the way, and must pair one to one."""
         self._frames: dict[Page, int] = {}
         self._undefined: set[Page] = set()
+        self._guests: dict[Page, kvm_vm.Vm] = {}
         self._pair(self.world.zero, self.host.memmap.zero_pfn, "the zero page")
         for process in self.world.processes:
             self._check_process(process, self.processes[process])
@@ -83,6 +86,7 @@ class Twins:
         if isinstance(file, Gmem):
             assert isinstance(real, GmemFile)
             self._check_cache(file, real.gmem_inode.mapping, "guest_memfd")
+            self._guests.update(dict.fromkeys(file.pages.values(), self.vms[file.vm]))
             attributes = real.gmem_inode.attributes
             private = {i: attributes[i] == 8 for i in range(file.npages)}
             assert private == file.private, "what is private in a guest_memfd"
@@ -98,8 +102,8 @@ class Twins:
         for index, page in file.pages.items():
             delta = found.pop(index, None)
             self._pair(page, None if delta is None else index + delta, f"page {index:#x} of {what}")
-            if cache.uptodate[index] is None:
-                assert page.data is None, f"page {index:#x} of {what} was never cleared, and has been written"
+            assert page.fresh == (cache.uptodate[index] is None), f"whether page {index:#x} of {what} was ever used"
+            if page.fresh:
                 self._undefined.add(page)
         assert not found, f"{what} has pages {found} too many"
 
@@ -132,6 +136,10 @@ class Twins:
         for vcpu, twin in zip(vm.vcpus.values(), real.vcpus, strict=True):
             for index, page in vcpu.pages.items():
                 self._pair(page, twin.pages.pfn(index), "kvm_run")
+        if vm.started and vm.digest is not None:
+            assert isinstance(real.arch, SnpVm)
+            assert real.arch.snp_context is not None
+            assert self.host.snp.psp.contexts[real.arch.snp_context].ld.value == vm.digest, "the launch digest"
 
     def _check_pages(self) -> None:
         assert len(set(self._frames.values())) == len(self._frames), "two pages in one frame"
@@ -142,14 +150,37 @@ class Twins:
                 continue
             have = memmap.refs[pfn]
             assert have == references[page], f"pfn {pfn:#x} has {have} references, not {references[page]}"
-            if not page.opaque and page not in self._undefined:
-                assert memory.read(pfn * PAGE_SIZE, PAGE_SIZE) == page.read(0, PAGE_SIZE), f"the bytes of pfn {pfn:#x}"
-        assert memmap.nr_allocated == 1 + len(references), "how many pages are allocated"
-        held: dict[int, int] = {}
+            key = self._check_owner(page, pfn)
+            if not page.unknown and page not in self._undefined:
+                assert memory.read(pfn * PAGE_SIZE, PAGE_SIZE, key) == page.read(0, PAGE_SIZE), f"the bytes of pfn {pfn:#x}"
+        allocated = 1 + len(references) + self.world.hidden_pages()
+        assert memmap.nr_allocated == allocated, "how many pages are allocated"
+        held = Counter(self._hidden())
         for hold in self.world.holds:
             for pfn in self.holds[hold]:
-                held[pfn] = held.get(pfn, 0) + (1024 if hold.pin else 1)
+                held[pfn] += 1024 if hold.pin else 1
         check_host(self.host, held)
+
+    def _check_owner(self, page: Page, pfn: int) -> int:
+        """Compare what the RMP says of a page: the key by which its bytes are read."""
+        entry = self.host.snp.rmp.lookup(pfn) if any(vm.kind == SNP for vm in self.world.vms) else None
+        if page.assigned is None:
+            assert entry is None, f"pfn {pfn:#x} is {entry}"
+            return 0
+        arch = self._guests[page].arch
+        assert isinstance(arch, SnpVm)
+        want = (True, page.assigned.validated, False, arch.asid, page.assigned.gfn)
+        have = entry and (entry.assigned, entry.validated, entry.immutable, entry.asid, entry.gfn(pfn))
+        assert have == want, f"pfn {pfn:#x} in the RMP"
+        return self.host.snp.psp.keys[arch.asid]
+
+    def _hidden(self) -> Iterable[int]:
+        """The page frames that only KVM and the firmware know of."""
+        for vm in self.host.vms:
+            if isinstance(vm.arch, SnpVm):
+                yield from vm.arch.vmsa_pfns.values()
+                if vm.arch.snp_context is not None:
+                    yield vm.arch.snp_context
 
 
 def _deltas(runs: Iterable[tuple[int, int, T]]) -> Iterable[tuple[int, T]]:

@@ -8,8 +8,8 @@ object; who maps it, caches it or pins it is found by looking, so nothing here c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from errno import EBADF, EFAULT, EINVAL, ENODEV
+from collections.abc import Iterable, Iterator
+from errno import EBADF, EFAULT, EINVAL, ENODEV, ENOMEM
 from typing import NamedTuple
 
 PAGE = 4096
@@ -27,28 +27,62 @@ class Errno(Exception):
 
 
 class Signal(Exception):
-    """A process touches what it may not: SIGBUS or SIGSEGV at a byte address."""
+    """A process touches what it may not: SIGBUS or SIGSEGV at a byte address.  `error` is what a driver gets instead."""
 
-    def __init__(self, name: str, address: int) -> None:
+    def __init__(self, name: str, address: int, error: int = EFAULT) -> None:
         super().__init__(name, address)
-        self.name, self.address = name, address
+        self.name, self.address, self.error = name, address, error
+
+
+class OutOfMemory(Exception):
+    """No page is free."""
+
+
+class Assigned:
+    """What the RMP says of a page that belongs to a guest: as which frame, and whether the guest accepted it."""
+
+    def __init__(self, gfn: int, validated: bool) -> None:
+        self.gfn, self.validated = gfn, validated
 
 
 class Page:
-    """A page of memory: its bytes (None: all zero), and whether they are known at all."""
+    """A page of memory: its bytes (None: all zero), and what else there is to know of them."""
 
     def __init__(self, data: bytearray | None = None) -> None:
         self.data = data
-        self.opaque = False
-        """Its bytes are somebody else's matter, and aren't compared."""
+        self.fresh = True
+        """In a page cache, and never used since: nobody has cleared it yet."""
+        self.unknown = False
+        """Its bytes are noise, or somebody else's matter, and aren't compared."""
+        self.assigned: Assigned | None = None
 
-    def read(self, offset: int, length: int) -> bytes:
+    def copy(self) -> Page:
+        """Another page with the same bytes."""
+        other = Page(None if self.data is None else bytearray(self.data))
+        other.unknown = self.unknown
+        return other
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """What is there; None if that can't be told."""
+        if self.unknown:
+            return None
         return bytes(length) if self.data is None else bytes(self.data[offset : offset + length])
 
     def write(self, offset: int, data: bytes) -> None:
         if self.data is None:
             self.data = bytearray(PAGE)
         self.data[offset : offset + len(data)] = data
+
+    def give_back(self) -> None:
+        """The page is the host's again; if it was a guest's, what is in it makes no sense to anybody."""
+        if self.assigned:
+            self.assigned, self.unknown = None, True
+
+
+def joined(parts: Iterable[bytes | None]) -> bytes | None:
+    """All the parts in a row; None if one of them can't be told."""
+    known = list(parts)
+    return None if None in known else b"".join(part for part in known if part is not None)
 
 
 class File:
@@ -71,6 +105,8 @@ class File:
 
     def closed(self) -> None:
         """Nobody refers to the file any more."""
+        for page in self.pages.values():
+            page.give_back()
         self.pages.clear()
 
 
@@ -142,13 +178,28 @@ class World:
         self.batches: dict[int, list[Page]] = {0: [], 1: []}
         self.holds: list[Hold] = []
         self.cpu = 0
+        self.capacity = 1 << 40
+        """How many pages the machine can allocate."""
 
     # Pages
+
+    def hidden_pages(self) -> int:
+        """Pages that only the kernel knows."""
+        return 0
+
+    def new_page(self) -> Page:
+        """A page from the free list."""
+        self.need(1)
+        return Page()
+
+    def need(self, count: int) -> None:
+        if self.capacity < 1 << 40 and 1 + len(self.references()) + self.hidden_pages() + count > self.capacity:
+            raise OutOfMemory
 
     def grab(self, file: File, index: int) -> Page:
         """The page of a file's cache; a new one is zero, and waits in this CPU's batch."""
         if index not in file.pages:
-            page = file.pages[index] = Page()
+            page = file.pages[index] = self.new_page()
             batch = self.batches[self.cpu]
             batch.append(page)
             if len(batch) == BATCH:
@@ -185,12 +236,18 @@ class World:
         """The file loses pages [start, end); who holds one keeps it."""
         self.unmap(file, start, end)
         for index in [i for i in file.pages if start <= i < end]:
-            del file.pages[index]
+            file.pages.pop(index).give_back()
 
     # What a process does with its memory
 
     def touch(self, process: Process, address: int, write: bool) -> Page:
         """The page under `address`, faulted in.  Raises `Signal`."""
+        try:
+            return self._touch(process, address, write)
+        except OutOfMemory:
+            raise Signal("SIGBUS", address, ENOMEM) from None
+
+    def _touch(self, process: Process, address: int, write: bool) -> Page:
         vpn = address // PAGE
         area = process.areas.get(vpn)
         if area is None or not area.prot or (write and not area.prot & PROT_WRITE):
@@ -201,20 +258,21 @@ class World:
                 if not area.file.may_touch(area.number):
                     raise Signal("SIGBUS", address)
                 entry = process.table[vpn] = Entry(self.grab(area.file, area.number))
+                entry.page.fresh = False
         elif write and (entry is None or entry.page is self.zero):
-            entry = process.table[vpn] = Entry(Page())
+            entry = process.table[vpn] = Entry(self.new_page())
         elif write and entry is not None and not entry.writable:
             if self.references()[entry.page] > 1:
-                data = entry.page.data
-                entry = process.table[vpn] = Entry(Page(None if data is None else bytearray(data)))
+                self.need(1)
+                entry = process.table[vpn] = Entry(entry.page.copy())
             entry.writable = True
         elif entry is None:
             entry = process.table[vpn] = Entry(self.zero, writable=False)
         assert entry is not None
         return entry.page
 
-    def load(self, process: Process, address: int, length: int) -> bytes:
-        return b"".join(self.touch(process, at, False).read(at % PAGE, n) for at, _, n in pieces(address, length))
+    def load(self, process: Process, address: int, length: int) -> bytes | None:
+        return joined(self.touch(process, at, False).read(at % PAGE, n) for at, _, n in pieces(address, length))
 
     def store(self, process: Process, address: int, data: bytes) -> None:
         for at, done, n in pieces(address, len(data)):
@@ -262,8 +320,8 @@ class World:
         try:
             for i in range(npages):
                 pages.append(self.touch(process, address + i * PAGE, write))
-        except Signal:
-            raise Errno(EFAULT) from None
+        except Signal as signal:
+            raise Errno(signal.error) from None
         hold = Hold(pages, pin)
         self.holds.append(hold)
         return hold
@@ -277,14 +335,19 @@ class World:
         """A child with the same files and mappings; private pages are shared until written, unless they're pinned."""
         child = Process()
         child.fds, child.areas = dict(parent.fds), dict(parent.areas)
-        for vpn, entry in parent.table.items():
+        self.processes.append(child)
+        for vpn, entry in sorted(parent.table.items()):
             if parent.areas[vpn].file is None:
                 if self.pinned(entry.page):
-                    child.table[vpn] = Entry(Page(None if entry.page.data is None else bytearray(entry.page.data)))
+                    try:
+                        self.need(1)
+                    except OutOfMemory:
+                        self.processes.remove(child)
+                        raise Errno(ENOMEM) from None
+                    child.table[vpn] = Entry(entry.page.copy())
                 else:
                     entry.writable = False
                     child.table[vpn] = Entry(entry.page, writable=False)
-        self.processes.append(child)
         return child
 
     def exit(self, process: Process) -> None:

@@ -99,6 +99,7 @@ def conform(args: argparse.Namespace) -> Outcome:
             if reference and backend.name == "emulated":
                 backend = backend._replace(features=reference.features)
             table = of_results(backend, run_cases(backend, args.group, progress=_progress))
+            splats = backend.splats()
     except BackendUnavailable as why:
         return _unavailable(args.backend, why)
     except (TableError, ValueError) as error:
@@ -107,10 +108,10 @@ def conform(args: argparse.Namespace) -> Outcome:
         _progress("")
     if args.record:
         save(table, Path(args.record))
-    return _report(args, table, reference)
+    return _report(args, table, reference, splats)
 
 
-def _report(args: argparse.Namespace, table: Table, reference: Table | None) -> Outcome:
+def _report(args: argparse.Namespace, table: Table, reference: Table | None, splats: list[str]) -> Outcome:
     """Compare with the table given; a real kernel without one, with the emulation.  The emulation's rules come along."""
     from ..conformance.compare import compare
 
@@ -126,9 +127,21 @@ def _report(args: argparse.Namespace, table: Table, reference: Table | None) -> 
         comparison = compare(emulated.probes, table.results.probes, table.profile)
         against = f"{table.backend} {table.kernel}"
     here = f"emulated {table.profile}" if table.backend == "emulated" or not reference else f"{table.backend} {table.kernel}"
-    data = _data(table, comparison, coverage, against)
-    code = ExitCode.PASS if comparison is None or comparison.passed else ExitCode.MISMATCH
-    return Outcome(data, lambda style: _text(style, table, comparison, coverage, here, against, args.rules), code)
+    data = {**_data(table, comparison, coverage, against), "splats": splats}
+    passed = (comparison is None or comparison.passed) and not splats
+
+    def text(style: Style) -> str:
+        return _text(style, table, comparison, coverage, here, against, args.rules) + splats_text(style, splats)
+
+    return Outcome(data, text, ExitCode.PASS if passed else ExitCode.MISMATCH)
+
+
+def splats_text(style: Style, splats: list[str]) -> str:
+    """What the kernel complained of while it was probed: no emulation would, so it's a difference."""
+    if not splats:
+        return ""
+    title = f"the kernel complained {len(splats)} time{'s' * (len(splats) > 1)}"
+    return style.red(title) + "\n\n" + "\n\n".join(splats) + "\n"
 
 
 def _emulated(profile: str, like: Table, group: str) -> tuple[Results, Coverage]:

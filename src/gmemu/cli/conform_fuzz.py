@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .conform import splats_text
 from .outcome import ExitCode, Outcome, UsageError
 
 if TYPE_CHECKING:
@@ -49,13 +50,16 @@ def _outcome(backend: str, results: list[JobResult]) -> Outcome:
         }
         for result, finding in found
     ]
-    data = {"backend": backend, "steps": total, "seeds": sorted(r.seed for r in results), "findings": findings}
+    splats = [splat for result in results for splat in result.splats]
+    seeds = sorted(r.seed for r in results)
+    data = {"backend": backend, "steps": total, "seeds": seeds, "findings": findings, "splats": splats}
 
     def text(style: Style) -> str:
         out = ""
         for finding in findings:
             out += f"{finding['python']}\n{finding['c']}\n"
         verdict = f"{total:,} steps, {len(findings)} difference{'s' * (len(findings) != 1)}"
-        return out + (style.red if findings else style.green)(verdict) + "\n"
+        out += splats_text(style, splats)
+        return out + (style.red if findings or splats else style.green)(verdict) + "\n"
 
-    return Outcome(data, text, ExitCode.MISMATCH if findings else ExitCode.PASS)
+    return Outcome(data, text, ExitCode.MISMATCH if findings or splats else ExitCode.PASS)

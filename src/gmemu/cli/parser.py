@@ -73,9 +73,7 @@ def _add_launch(commands: Commands) -> None:
         epilog="Without --firmware an OVMF of this machine with TDX metadata is used, or else one that gmemu makes itself.",
     )
     _add_td(tdx, firmware_required=False)
-    tdx.add_argument(
-        "--flow", choices=("in-place", "copy"), help="as for snp (default: in-place if the profile has that)"
-    )
+    tdx.add_argument("--flow", choices=("in-place", "copy"), help="as for snp (default: in-place if the profile has that)")
     tdx.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
     finish(tdx, "tdx:launch")
 

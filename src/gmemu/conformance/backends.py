@@ -33,6 +33,8 @@ class Backend(NamedTuple):
     profile: str
     features: Features
     door: Callable[[], AbstractContextManager[Door]]
+    splats: Callable[[], list[str]] = list
+    """What the kernel complained of so far, where its log can be read: a machine of the backend's own."""
 
 
 @contextmanager
@@ -45,7 +47,8 @@ def open_backend(name: str, profile: str = "", version: str = "6.12") -> Iterato
         yield _host(profile)
     elif name == "vm":
         with _boot(version) as door:
-            yield _real("vm", door, version, profile, fork=hasattr(door, "fork"), guest_code=True)
+            real = _real("vm", door, version, profile, fork=hasattr(door, "fork"), guest_code=True)
+            yield real._replace(splats=door.splats)
     else:
         raise ValueError(f"there is no backend {name!r}; there are {', '.join(BACKENDS)}")
 

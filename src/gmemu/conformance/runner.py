@@ -10,7 +10,7 @@ from ..uapi.kvm import VmType
 from .backends import Backend
 from .bench import Bench
 from .case import Case, all_cases
-from .outcome import Outcome
+from .outcome import Outcome, observe
 
 __all__ = ["Results", "run_cases"]
 
@@ -31,7 +31,7 @@ def run_cases(
     cases: Iterable[Case] | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Results:
-    """Every case of `group` (or all) on `backend`."""
+    """Every case of `group` (or all) on `backend`.  A call that fails where a case doesn't expect it ends that case only."""
     results = Results()
     for case in all_cases() if cases is None else cases:
         if group and case.group != group:
@@ -44,6 +44,8 @@ def run_cases(
                 continue
             progress(name)
             with backend.door() as door, Bench(door, vm_type) as bench:
-                case.run(bench)
+                end = observe(case.run, bench, locate=bench.locate)[0]
                 results.probes.update({f"{name}: {probe}": outcome for probe, outcome in bench.probes.items()})
+                if end.result != "ok":
+                    results.probes[f"{name}: (what ended the case)"] = end
     return results

@@ -125,9 +125,7 @@ class VpEnterFailed(NamedTuple):
     completion: object
 
 
-Exit = (
-    NestedPageFault | Vmmcall | GhcbMsr | Vmgexit | PortIo | Hlt | Shutdown | ExternalInterrupt | TdVmcall | VpEnterFailed
-)
+Exit = NestedPageFault | Vmmcall | GhcbMsr | Vmgexit | PortIo | Hlt | Shutdown | ExternalInterrupt | TdVmcall | VpEnterFailed
 
 
 class VmmCommunication(Exception):

@@ -338,7 +338,7 @@ class AddressSpace:
     def _fault_anonymous(self, vpn: int, count: int) -> None:
         """do_anonymous_page() for writing: zeroed pages of this process's own."""
         _, end, _ = self.ptes.run(vpn)
-        for pfn, have in self.memmap.alloc(min(count, end - vpn)):
+        for pfn, have in self.memmap.alloc(min(count, end - vpn, max(self.memmap.nr_free, 1))):
             self.memory.clear(pfn, have)
             done = self._install(vpn, vpn + have, pfn - vpn, True)
             if done < have:

@@ -84,8 +84,9 @@ class PageCache:
     def _add_folio(self, index: int, count: int) -> Folio | None:
         """filemap_add_folio(): a new folio has the cache's reference, the caller's, and its LRU batch's.
 
-        None if somebody else's was added first.
+        None if somebody else's was added first.  As many of the `count` as there is memory for; ENOMEM if for none.
         """
+        count = min(count, max(self.memmap.nr_free, 1))
         runs = self.memmap.alloc(count)
         self.rt.writes_each(("page-cache", self), index, index + count)
         if not self.pages.empty(index, index + count):

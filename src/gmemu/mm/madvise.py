@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
-from ..rules import MemoryFault
+from ..rules import BusError, MemoryFault
 from ..rules import mm as rules
 from ..uapi import mman
 from ..uapi.errno import EHWPOISON
@@ -107,10 +107,20 @@ def _remove(vma: Vma, start: int, end: int) -> None:
 
 
 def _inject_error(mm: AddressSpace, start: int, end: int) -> None:
-    """madvise_inject_error(): the memory of pages [start, end) turns bad, one by one until one can't be dealt with."""
+    """madvise_inject_error(): the memory of pages [start, end) turns bad, one by one until one can't be dealt with.
+
+    Whose page was written has lost data, and is sent SIGBUS at once (kill_procs), whatever the call goes on to return.
+    """
     for vpn in range(start, end):
-        [(pfn, _)] = get_user_pages_fast(mm, vpn << PAGE_SHIFT, 1)
-        memory_failure(mm.memmap, pfn)
+        address = vpn << PAGE_SHIFT
+        [(pfn, _)] = get_user_pages_fast(mm, address, 1)
+        entry = mm.pte(vpn)
+        dirty = entry is not None and entry[1]
+        try:
+            memory_failure(mm.memmap, pfn)
+        finally:
+            if dirty:
+                raise BusError(rules.POISONED, address, "written data in it")
 
 
 def _populate(mm: AddressSpace, start: int, end: int, need: int) -> None:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that went bad (mm/memory-failure.c): a page is taken out of use, and whoever maps it finds out by touching it.
-
-The signal that the kernel may send to a process at once isn't modelled; the one at the next access is.
-"""
+"""Memory that went bad (mm/memory-failure.c): a page is taken out of use, and whoever maps it finds out by touching it."""
 
 from __future__ import annotations
 

@@ -49,13 +49,18 @@ class Memmap:
         self._next = 1
         self.zero_pfn = self.alloc(1)[0][0]
 
+    @property
+    def nr_free(self) -> int:
+        """How many pages can still be allocated."""
+        return self.nr_pages - self.nr_allocated - 1
+
     def alloc(self, count: int) -> list[tuple[int, int]]:
         """Take `count` pages off the free list, each with one reference; contents undefined.  Runs of (pfn, count).
 
         Raises ENOMEM (`mm.page.oom`) when the machine hasn't that many.
         """
-        if count > self.nr_pages - self.nr_allocated - 1:
-            raise rules.OUT_OF_MEMORY(f"{count} pages asked, {self.nr_pages - self.nr_allocated - 1} free")
+        if count > self.nr_free:
+            raise rules.OUT_OF_MEMORY(f"{count} pages asked, {self.nr_free} free")
         runs: list[tuple[int, int]] = []
         left = count
         while left and self._free:

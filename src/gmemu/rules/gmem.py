@@ -231,6 +231,3 @@ POPULATE_NO_SOURCE = rule(
     "there must be a source unless the page type needs none or conversion is in place",
     "arch/x86/kvm/svm/sev.c: sev_gmem_post_populate()",
 )
-POPULATE_FIRMWARE = rule(
-    "gmem.populate.firmware", EIO, "the trusted entity must accept the page", "arch/x86/kvm/svm/sev.c: sev_do_cmd()"
-)

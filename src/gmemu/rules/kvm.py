@@ -182,12 +182,6 @@ RUN_IMMEDIATE = rule(
     "kvm.run.immediate-exit", EINTR, "immediate_exit asks to come back without running", _X86 + "kvm_arch_vcpu_ioctl_run()"
 )
 RUN_SIGNAL = rule("kvm.run.signal", EINTR, "no signal may be pending", _X86 + "vcpu_run()")
-RUN_UNINITIALIZED = rule(
-    "kvm.run.uninitialized",
-    EINVAL,
-    "the VM's arch must have been initialised before a vCPU may run",
-    "arch/x86/kvm/svm/sev.c: pre_sev_run(), sev_vcpu_needs_init",
-)
 RUN_HYPERCALL_RET = rule(
     "kvm.run.hypercall-ret",
     EINVAL,

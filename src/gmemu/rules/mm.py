@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from errno import (
     EACCES,
-    EAGAIN,
     EBADF,
     EBUSY,
     EEXIST,
     EFAULT,
     EFBIG,
-    EINTR,
     EINVAL,
     EMFILE,
     ENODEV,
@@ -93,9 +91,6 @@ MMAP_VALIDATE = rule(
     "mm/mmap.c: do_mmap()",
 )
 MMAP_GROWS = rule("mm.mmap.grows", EINVAL, "a file or shared mapping can't be MAP_GROWSDOWN", "mm/mmap.c: do_mmap()")
-MMAP_ACCESS = rule(
-    "mm.mmap.access", EACCES, "a writable shared mapping needs a file open for writing", "mm/mmap.c: do_mmap()"
-)
 MMAP_NOEXEC = rule("mm.mmap.noexec", EPERM, "PROT_EXEC isn't allowed on a file of a noexec mount", "mm/mmap.c: do_mmap()")
 MMAP_UNSUPPORTED = rule("mm.mmap.unsupported", ENODEV, "the file must support mmap", "mm/mmap.c: do_mmap()")
 MUNMAP_RANGE = rule(
@@ -210,12 +205,7 @@ HWPOISON_KEPT = rule(
     "a bad page must come out of use: out of its file, with nobody else's reference to it (guest_memfd always keeps it)",
     "mm/memory-failure.c: truncate_error_folio(), has_extra_refcount(), action_result()",
 )
-GUP_SIGNAL = rule("mm.gup.signal", EINTR, "no signal may be pending", "mm/gup.c: __get_user_pages()")
-GUP_NONE = rule("mm.gup.none", ENOMEM, "at least one page must be pinned", "virt/kvm/guest_memfd.c: kvm_gmem_populate()")
 
 # Pages
 
 OUT_OF_MEMORY = rule("mm.page.oom", ENOMEM, "the emulated machine must have a free page", "mm/page_alloc.c")
-FOLIO_RACE = rule(
-    "mm.folio.race", EAGAIN, "the folio must still be in the page cache", "mm/filemap.c: __filemap_get_folio()"
-)

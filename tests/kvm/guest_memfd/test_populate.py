@@ -38,7 +38,7 @@ class Platform:
         self.vm.slots_lock.assert_held()
         for i in range(count):
             if gfn + i == self.fail_at:
-                return i, rules.POPULATE_FIRMWARE("a test")
+                return i, rules.POPULATE_NO_SOURCE("a test")
             if source is not None and source.pfn >= 0:
                 self.refs.append(memmap.refcount(source.pfn + i))
                 memory.copy(pfn + i, source.pfn + i, 1)
@@ -66,7 +66,13 @@ class Launch:
             self.source[page * PAGE] = 0x40 + page
 
     def run(
-        self, populate: Populate, gfn: int = 0, npages: int = 4, *, source: int | None = None, platform: Platform | None = None,
+        self,
+        populate: Populate,
+        gfn: int = 0,
+        npages: int = 4,
+        *,
+        source: int | None = None,
+        platform: Platform | None = None,
         writeback: bool = False,
     ) -> int:
         """Populate as a system call would: pages done."""
@@ -147,7 +153,7 @@ class TestBothOrders:
         platform = Platform(world, launch.vm, fail_at=bad)
         if bad:
             assert launch.run(populate, platform=platform) == bad
-        assert refusal(lambda: launch.run(populate, bad, 4 - bad, platform=platform)) == "gmem.populate.firmware"
+        assert refusal(lambda: launch.run(populate, bad, 4 - bad, platform=platform)) == "gmem.populate.no-source"
         assert platform.pages == list(range(bad))
         assert world.inode(launch.gmem).mapping.uptodate.covers(0, bad, True) or not bad
         assert launch.unpinned()
@@ -243,7 +249,7 @@ class TestAttributes:
 
     @in_profiles("linux-6.12")
     def test_once_only_in_the_old_order(self, world: World) -> None:
-        """"Up to date" meant prepared: loaded before, or given to the guest."""
+        """ "Up to date" meant prepared: loaded before, or given to the guest."""
         launch = Launch(world)
         assert launch.run(populate_locked, 1, 1) == 1
         assert launch.run(populate_locked) == 1
@@ -297,7 +303,7 @@ class TestGupFirst:
     def test_a_bad_source_page(self, world: World) -> None:
         """GUP without FOLL_HWPOISON: it's EFAULT."""
         launch = Launch(world)
-        launch.source.madvise(MADV_HWPOISON, PAGE, PAGE)
+        assert refusal(lambda: launch.source.madvise(MADV_HWPOISON, PAGE, PAGE)) == "mm.fault.hwpoison"
         assert launch.run(populate_gup_first) == 1
         assert refusal(lambda: launch.run(populate_gup_first, 1)) == "mm.gup.fault"
 

@@ -117,6 +117,8 @@ def guest_ranges(b: Bench) -> None:
     b.probe("gpa and file both taken", lambda: bind(vm, gmem.fd, slot=2))
     b.probe("gpa taken, file descriptor bad", lambda: bind(vm, -1, slot=2))
     b.probe("gpa taken, offset bad", lambda: bind(vm, gmem.fd, slot=2, guest_memfd_offset=1))
+    wrapping = {"guest_phys_addr": (1 << 64) - PAGE, "memory_size": 2 * PAGE}
+    b.probe("gpa wraps, file descriptor bad", lambda: bind(vm, -1, slot=2, **wrapping))
 
 
 @case("binding", "gmem")

@@ -3,7 +3,14 @@
 
 from __future__ import annotations
 
-from ...uapi.kvm import KVM_HC_MAP_GPA_RANGE, KVM_MEM_READONLY, KVM_RUN
+from ...uapi.kvm import (
+    KVM_GET_DIRTY_LOG,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_RUN,
+    kvm_dirty_log,
+)
 from ..bench import PAGE, Bench
 from ..case import case
 from ..guests import Hypercall, Load, Out, Store
@@ -106,6 +113,35 @@ def unusable_memory(b: Bench) -> None:
     b.guest(vm, vcpu, "unmapped later: before", [Store(2 * GPA + PAGE, b"x")])
     memory.close()
     b.guest(vm, vcpu, "unmapped later: after", [Load(2 * GPA)])
+
+
+@case("exits", "guest-code")
+def dirty_pages(b: Bench) -> None:
+    """What a guest's accesses leave in the dirty log, and that getting the log clears it."""
+    vm = b.vm()
+    vcpu, memory, bitmap = b.vcpu(vm), b.anonymous(8 * PAGE), b.anonymous()
+
+    def dirty() -> int:
+        bitmap[:8] = b"\xff" * 8
+        vm.ioctl(KVM_GET_DIRTY_LOG, bytearray(kvm_dirty_log(slot=1, dirty_bitmap=bitmap.address).pack()))
+        return int.from_bytes(bitmap[:8], "little")
+
+    b.guest(vm, vcpu, "no slot yet", [])
+    vm.set_user_memory_region(1, GPA, 8 * PAGE, memory.address, KVM_MEM_LOG_DIRTY_PAGES)
+    b.probe("nothing was done", dirty)
+    b.guest(vm, vcpu, "store to pages 1 and 4", [Store(GPA + PAGE, b"a"), Store(GPA + 4 * PAGE, b"b")])
+    b.probe("after stores", dirty)
+    b.probe("asked again", dirty)
+    b.guest(vm, vcpu, "store to page 4 again", [Store(GPA + 4 * PAGE, b"c")])
+    b.probe("after a store to a page that was clean again", dirty)
+    b.guest(vm, vcpu, "load from page 1", [Load(GPA + PAGE)])
+    b.probe("after a load", dirty)
+    vm.set_user_memory_region(1, GPA, 8 * PAGE, memory.address)
+    b.guest(vm, vcpu, "store while nothing is logged", [Store(GPA + 2 * PAGE, b"d")])
+    vm.set_user_memory_region(1, GPA, 8 * PAGE, memory.address, KVM_MEM_LOG_DIRTY_PAGES)
+    b.probe("logged anew", dirty)
+    b.guest(vm, vcpu, "store to page 2, mapped before", [Store(GPA + 2 * PAGE, b"e")])
+    b.probe("what was mapped before is logged", dirty)
 
 
 @case("exits", "guest-code", "init-shared")

@@ -31,13 +31,14 @@ class Job(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """How many steps were made, and the finding with its two programs; or why the backend isn't there."""
+    """How many steps were made, the finding, and what the kernel complained of; or why the backend isn't there."""
 
     seed: int
     steps: int
     profile: str = ""
     finding: Finding | None = None
     unavailable: str = ""
+    splats: tuple[str, ...] = ()
 
 
 def run_job(job: Job, progress: Callable[[int], None] = lambda done: None) -> JobResult:
@@ -47,7 +48,7 @@ def run_job(job: Job, progress: Callable[[int], None] = lambda done: None) -> Jo
     try:
         with open_backend(job.backend, job.profile, job.kernel) as real, open_backend("emulated", real.profile) as emulation:
             done, finding = fuzz(emulation, real, job.seed, job.steps, progress)
-            return JobResult(job.seed, done, real.profile, finding)
+            return JobResult(job.seed, done, real.profile, finding, splats=tuple(real.splats()))
     except BackendUnavailable as why:
         return JobResult(job.seed, 0, unavailable=str(why))
 
@@ -94,7 +95,7 @@ def run_jobs(jobs: list[Job], engine: str = "local") -> Iterator[JobResult]:
     try:
         import hypothesis  # noqa: F401
     except ImportError:
-        raise EngineMissing("fuzzing needs Hypothesis: pip install 'gmemu[test]'") from None
+        raise EngineMissing("fuzzing needs Hypothesis: pip install 'gmemu[fuzz]'") from None
     for result in (_on_ray if engine == "ray" else _locally)(jobs):
         yield result
         if len(jobs) > 1 and sys.stderr is not None:

@@ -6,12 +6,10 @@ The caller holds the inode's invalidate lock, so that bindings can't change betw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Flag
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..memslots import Memslot
     from .file import GmemFile
     from .inode import GmemInode
 
@@ -35,10 +33,10 @@ def filter_for_removal(inode: GmemInode) -> Filter:
 def invalidate_start(files: list[GmemFile], start: int, end: int, filter: Filter) -> None:
     """kvm_gmem_invalidate_start(): in each VM that has file pages [start, end) bound, begin the invalidation and unmap."""
     for file in files:
-        ranges = [
-            (slot.base_gfn + max(slot.gmem_pgoff, start) - slot.gmem_pgoff, slot.base_gfn + last - slot.gmem_pgoff)
-            for slot, last in _bound(file, start, end)
-        ]
+        ranges = []
+        for first, last, slot in file.bindings.runs(start, end):
+            delta = slot.base_gfn - slot.gmem_pgoff
+            ranges.append((first + delta, last + delta))
         if not ranges:
             continue
         vm = file.vm
@@ -59,9 +57,3 @@ def invalidate_end(files: list[GmemFile], start: int, end: int) -> None:
         if not file.bindings.empty(start, end):
             with file.vm.mmu_lock.exclusive:
                 file.vm.mmu.invalidate_end()
-
-
-def _bound(file: GmemFile, start: int, end: int) -> Iterator[tuple[Memslot, int]]:
-    """The slots bound to file pages [start, end), each with the last such page (exclusive)."""
-    for _, _, slot in file.bindings.runs(start, end):
-        yield slot, min(slot.gmem_pgoff + slot.npages, end)

@@ -69,7 +69,7 @@ def populate_gup_first(vm: Vm, gfn: int, source: int, npages: int, writeback: bo
             if vm.rt.current.pending_signals:
                 error = rules.POPULATE_SIGNAL(f"{npages - done} pages still to populate")
                 break
-            count = vm.rt.batch(npages - done)
+            count = _at_once(vm, npages, done)
             if not source:
                 n, error = _populate_run(vm, slot, file, gfn + done, count, None, post_populate)
                 done += n
@@ -90,6 +90,24 @@ def populate_gup_first(vm: Vm, gfn: int, source: int, npages: int, writeback: bo
     if error is not None and not done:
         raise error
     return done
+
+
+def _at_once(vm: Vm, npages: int, done: int) -> int:
+    """How many pages to try together: one at first, as what is refused is mostly refused there, and a page that the kernel
+    wouldn't have come to must not be allocated."""
+    return vm.rt.batch(npages - done) if done else 1
+
+
+def _readable(vm: Vm, address: int, count: int) -> int:
+    """How many of the source pages from `address` are mapped, so that reading them can't fail; one if it might."""
+    mm, first = vm.rt.current.mm, address >> PAGE_SHIFT
+    last = (address + count * PAGE_SIZE - 1) >> PAGE_SHIFT
+    mapped = 0
+    for _, end, entry in mm.ptes.spans(first, last + 1):
+        if entry is None or entry[1] is None:
+            break
+        mapped = end - first
+    return max(min(count, mapped - bool(address & (PAGE_SIZE - 1))), 1)
 
 
 def _get_source(vm: Vm, address: int, count: int, flags: int) -> tuple[int, int]:
@@ -160,7 +178,9 @@ def populate_locked(vm: Vm, gfn: int, source: int, npages: int, writeback: bool,
                 if vm.rt.current.pending_signals:
                     error = rules.POPULATE_SIGNAL(f"{npages - done} pages still to populate")
                     break
-                index, count = slot.gmem_index(gfn + done), vm.rt.batch(npages - done)
+                index, count = slot.gmem_index(gfn + done), _at_once(vm, npages, done)
+                if source:
+                    count = min(count, _readable(vm, source + done * PAGE_SIZE, count))
                 if count > 1:
                     count = max(vm.attributes.private_run(gfn + done, count), 1)
                 try:
