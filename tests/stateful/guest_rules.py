@@ -34,7 +34,7 @@ from .kvm_objects import (
 from .kvm_rules import KvmRules
 from .machine import FEW_PAGES, ODD, SELDOM, SMALL, pick, pick_odd
 from .memory_rules import BYTE
-from .world import PAGE, Process
+from .pages import PAGE, Process
 
 PLACE = st.tuples(SMALL, st.integers(0, 4), st.sampled_from([0, 8, 4090, 4095]))
 """Which slot (or none), which page of it, where in the page."""

@@ -32,7 +32,7 @@ from .kvm_objects import (
     Vm,
 )
 from .kvm_world import KvmWorld
-from .world import PAGE, Assigned, Errno, OutOfMemory, Page, Process, Signal, joined, pieces
+from .pages import PAGE, Assigned, Errno, OutOfMemory, Page, Process, Signal, joined, pieces
 
 
 class GuestWorld(KvmWorld):

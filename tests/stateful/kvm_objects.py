@@ -7,7 +7,7 @@ from collections.abc import Generator
 from errno import EEXIST, EINVAL, ENODEV
 from typing import NamedTuple
 
-from .world import PAGE, Errno, File, Page, Process
+from .pages import PAGE, Errno, File, Page, Process
 
 PRIVATE = 8
 LOG_DIRTY, READONLY, GUEST_MEMFD = 1, 2, 4

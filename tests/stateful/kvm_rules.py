@@ -11,7 +11,7 @@ from gmemu.uapi.kvm import KVM_GET_DIRTY_LOG, KVM_SET_MEMORY_ATTRIBUTES2, kvm_di
 
 from .kvm_objects import GUEST_MEMFD, LOG_DIRTY, READONLY, SNP, Device, Gmem, Region, Vm, VmFile
 from .machine import FEW_PAGES, FRAME, ODD, OFTEN, SELDOM, SMALL, Machine, pick, pick_odd
-from .world import PAGE, Errno, Process
+from .pages import PAGE, Errno, Process
 
 MAX_VMS, MAX_GMEMS = 4, 6
 WHERE = st.tuples(st.integers(0, 16), FRAME)

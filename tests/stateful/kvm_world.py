@@ -27,7 +27,8 @@ from .kvm_objects import (
     Vm,
     VmFile,
 )
-from .world import PAGE, Errno, File, OutOfMemory, Page, Process, Signal, World
+from .pages import PAGE, Errno, File, OutOfMemory, Page, Process, Signal
+from .world import World
 
 
 class KvmWorld(World):

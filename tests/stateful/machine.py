@@ -18,9 +18,9 @@ from gmemu.syscalls.emulated import EmulatedDoor
 from gmemu.uapi.mman import MAP_ANONYMOUS, MAP_FIXED, MAP_SHARED
 
 from .kvm_objects import KERNELS, SNP, Exit, Gmem, VcpuFile, Vm, VmFile
+from .pages import PAGE, Errno, File, Process, Signal
 from .snp_world import SnpWorld
 from .twins import Twins
-from .world import PAGE, Errno, File, Process, Signal
 
 T = TypeVar("T")
 

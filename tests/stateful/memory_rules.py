@@ -21,7 +21,7 @@ from gmemu.uapi.mman import (
 
 from .kvm_objects import Gmem, SevDevice
 from .machine import FEW_PAGES, OFTEN, SELDOM, SMALL, Machine, pick
-from .world import PAGE, Hold, Process
+from .pages import PAGE, Hold, Process
 
 PROT = st.sampled_from([3] * 10 + [1, 0])
 WITHIN = st.sampled_from([0, 1, 100, 4000, 4095])

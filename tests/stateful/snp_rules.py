@@ -21,8 +21,8 @@ from gmemu.uapi.sev import (
 from .guest_rules import GuestRules
 from .kvm_objects import SNP, SevDevice, Vm, VmFile
 from .machine import FEW_PAGES, FRAME, ODD, SCRATCH, SMALL, pick, pick_odd
+from .pages import PAGE, Process
 from .snp_world import NORMAL
-from .world import PAGE, Process
 
 POLICY = 0x30000
 

@@ -8,7 +8,7 @@ from hashlib import sha384
 
 from .guest_world import GuestWorld
 from .kvm_objects import GUEST_MEMFD, SNP, Op, SevDevice, Slot, VcpuFile, Vm
-from .world import PAGE, Assigned, Errno, OutOfMemory, Page, Process, Signal, pieces
+from .pages import PAGE, Assigned, Errno, OutOfMemory, Page, Process, Signal, pieces
 
 NORMAL, ZERO, UNMEASURED, SECRETS = 1, 3, 4, 5
 

@@ -15,14 +15,6 @@ from .memory_rules import MemoryRules
 from .snp_rules import SnpRules
 
 ORDERED = int(os.environ.get("GMEMU_STATEFUL_EXAMPLES", "0"))
-SETTINGS = settings(
-    max_examples=ORDERED or 100,
-    stateful_step_count=50,
-    derandomize=not ORDERED,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 class InPlace(MemoryRules, SnpRules):
@@ -63,15 +55,23 @@ class Starved73(Starved):
     profile = "linux-7.3"
 
 
-def _case(machine: type[SnpRules]) -> type[TestCase]:
+def _case(machine: type[SnpRules], examples: int) -> type[TestCase]:
     case: type[TestCase] = machine.TestCase
-    case.settings = SETTINGS  # type: ignore[attr-defined]
+    case.settings = settings(  # type: ignore[attr-defined]
+        max_examples=ORDERED or examples,
+        stateful_step_count=50,
+        derandomize=not ORDERED,
+        report_multiple_bugs=False,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
     return case
 
 
-TestInPlace = _case(InPlace)
-TestTwoPools73 = _case(TwoPools73)
-TestTwoPools618 = _case(TwoPools618)
-TestTwoPools612 = _case(TwoPools612)
-TestStarved = _case(Starved)
-TestStarved73 = _case(Starved73)
+TestInPlace = _case(InPlace, 200)
+TestTwoPools73 = _case(TwoPools73, 120)
+TestTwoPools618 = _case(TwoPools618, 60)
+TestTwoPools612 = _case(TwoPools612, 60)
+TestStarved = _case(Starved, 40)
+TestStarved73 = _case(Starved73, 30)

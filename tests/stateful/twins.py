@@ -20,8 +20,8 @@ from gmemu.mm.filemap import PageCache
 from gmemu.mm.shmem import ShmemFile
 
 from .kvm_objects import SNP, Gmem, VcpuFile, Vm
+from .pages import AnonymousShared, File, Hold, Page, Process
 from .snp_world import SnpWorld
-from .world import AnonymousShared, File, Hold, Page, Process
 
 T = TypeVar("T")
 

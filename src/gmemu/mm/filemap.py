@@ -88,8 +88,13 @@ class PageCache:
         """
         count = min(count, max(self.memmap.nr_free, 1))
         runs = self.memmap.alloc(count)
+        folio = Folio(index, *runs[0])
+        self.memmap.get(folio.pfn, folio.count)
+        self.memmap.folio_lock(folio.pfn)  # before anybody can find it
         self.rt.writes_each(("page-cache", self), index, index + count)
         if not self.pages.empty(index, index + count):
+            self.unlock_folio(folio)
+            self.put_folio(folio)
             for pfn, have in runs:
                 self.memmap.put(pfn, have)
             return None
@@ -98,12 +103,9 @@ class PageCache:
             self.pages.set(at, at + have, pfn - at)
             at += have
         self.nrpages += count
-        pfn, have = runs[0]
-        self.memmap.get(pfn, have)
-        self.memmap.folio_lock(pfn)
-        for first, number in runs:
-            self.lru.folio_add_lru(self.rt.current.cpu, first, number)
-        return Folio(index, pfn, have)
+        for pfn, have in runs:
+            self.lru.folio_add_lru(self.rt.current.cpu, pfn, have)
+        return folio
 
     def unlock_folio(self, folio: Folio) -> None:
         """folio_unlock()."""

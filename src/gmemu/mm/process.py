@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ..rules import KernelError
 from ..rules import mm as rules
 from ..sync import Task
 from .address_space import AddressSpace
-from .file import File
+from .file import File, fput
 
 __all__ = ["Process"]
 
@@ -22,7 +25,7 @@ class Process:
     def __init__(self, mm: AddressSpace) -> None:
         Process._next_pid += 1
         self.pid = Process._next_pid
-        self.mm = mm
+        self.mm, self.rt = mm, mm.rt
         self.files: dict[int, File] = {}
         self.nofile = RLIMIT_NOFILE
         self._lowest = 3
@@ -69,17 +72,30 @@ class Process:
 
     def file(self, fd: int) -> File:
         """fget() without the reference.  Raises EBADF (`fs.fd`)."""
+        self.rt.reads(("fd", self, fd))
         try:
             return self.files[fd]
         except KeyError:
             raise rules.BAD_FD(f"fd {fd}") from None
 
+    @contextmanager
+    def fdget(self, fd: int) -> Iterator[File]:
+        """fdget() and fdput(): the file, which stays open until the end of the block whoever closes it."""
+        file = self.file(fd).get()
+        try:
+            yield file
+        finally:
+            fput(self.rt, file)
+
     def close(self, fd: int) -> None:
         """close_fd()."""
-        self.file(fd)
-        file = self.files.pop(fd)
+        self.rt.writes(("fd", self, fd))
+        file = self.files.pop(fd, None)
+        if file is None:
+            raise rules.BAD_FD(f"fd {fd}")
         self._lowest = min(self._lowest, fd)
-        file.put()
+        fput(self.rt, file)
+        self.rt.task_work_run()
 
     def fork(self) -> Process:
         """copy_process(): the child shares the open files and has a copy of the address space."""
@@ -91,6 +107,6 @@ class Process:
     def exit(self) -> None:
         """do_exit(): mappings go before files, as in the kernel."""
         self.mm.exit()
-        self.mm.rt.task_work_run()
+        self.rt.task_work_run()
         for fd in sorted(self.files):
             self.close(fd)

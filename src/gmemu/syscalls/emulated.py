@@ -167,42 +167,45 @@ class EmulatedDoor:
             rt.leave(previous)
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        with _Syscall(self):
-            vfs_fallocate(self.process.file(fd), mode, _s64(offset), _s64(length))
+        with _Syscall(self), self.process.fdget(fd) as file:
+            vfs_fallocate(file, mode, _s64(offset), _s64(length))
 
     def fstat(self, fd: int) -> Stat:
-        with _Syscall(self):
-            return self.process.file(fd).stat()
+        with _Syscall(self), self.process.fdget(fd) as file:
+            return file.stat()
 
     def ftruncate(self, fd: int, length: int) -> None:
         with _Syscall(self):
             if _s64(length) < 0:
                 raise rules.NEGATIVE_SIZE(f"{_s64(length):#x}")
-            self.process.file(fd).truncate(length)
+            with self.process.fdget(fd) as file:
+                file.truncate(length)
 
     def fsync(self, fd: int) -> None:
-        with _Syscall(self):
-            self.process.file(fd).fsync()
+        with _Syscall(self), self.process.fdget(fd) as file:
+            file.fsync()
 
     def read(self, fd: int, length: int) -> bytes:
-        with _Syscall(self):
-            return self.process.file(fd).read(length)
+        with _Syscall(self), self.process.fdget(fd) as file:
+            return file.read(length)
 
     def write(self, fd: int, data: bytes) -> int:
-        with _Syscall(self):
-            return self.process.file(fd).write(data)
+        with _Syscall(self), self.process.fdget(fd) as file:
+            return file.write(data)
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
         with _Syscall(self):
             if _s64(offset) < 0:
                 raise rules.NEGATIVE_OFFSET(f"{_s64(offset):#x}")
-            return self.process.file(fd).pread(length, offset)
+            with self.process.fdget(fd) as file:
+                return file.pread(length, offset)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         with _Syscall(self):
             if _s64(offset) < 0:
                 raise rules.NEGATIVE_OFFSET(f"{_s64(offset):#x}")
-            return self.process.file(fd).pwrite(data, offset)
+            with self.process.fdget(fd) as file:
+                return file.pwrite(data, offset)
 
     # Memory
 
@@ -212,24 +215,33 @@ class EmulatedDoor:
         with _Syscall(self):
             if offset & (PAGE_SIZE - 1):
                 raise rules.MMAP_OFFSET(f"offset {offset:#x}")
-            file = None if flags & MAP_ANONYMOUS else self.process.file(fd)
-            if file is not None and flags & MAP_HUGETLB:
-                raise rules.MMAP_HUGETLB(file.name)
-            with self.mm.mmap_lock.exclusive:
-                start, pages = self._place(address, length, flags)
-                if file is None:
-                    shared = self._check_anonymous(flags)
-                else:
-                    shared = self._check_file(file, offset >> PAGE_SHIFT, pages, prot, flags)
-                if file is None and shared:
-                    file = ShmemFile(self.host.memmap, self.host.lru)
-                    file.inode.size = pages << PAGE_SHIFT
-                    vma = self.mm.map_region(start, pages, prot, True, file, 0)
-                    file.put()
-                else:
-                    vma = self.mm.map_region(start, pages, prot, shared, file, offset >> PAGE_SHIFT)
-                vma.locked = bool(flags & MAP_LOCKED)
-                return vma.start << PAGE_SHIFT
+            if flags & MAP_ANONYMOUS:
+                return self._map_anonymous(address, length, prot, flags)
+            with self.process.fdget(fd) as file:
+                if flags & MAP_HUGETLB:
+                    raise rules.MMAP_HUGETLB(file.name)
+                return self._map_file(address, length, prot, flags, file, offset >> PAGE_SHIFT)
+
+    def _map_anonymous(self, address: int, length: int, prot: int, flags: int) -> int:
+        with self.mm.mmap_lock.exclusive:
+            start, pages = self._place(address, length, flags)
+            if not self._check_anonymous(flags):
+                vma = self.mm.map_region(start, pages, prot, False, None, 0)
+            else:
+                file = ShmemFile(self.host.memmap, self.host.lru)
+                file.inode.size = pages << PAGE_SHIFT
+                vma = self.mm.map_region(start, pages, prot, True, file, 0)
+                file.put()
+            vma.locked = bool(flags & MAP_LOCKED)
+            return vma.start << PAGE_SHIFT
+
+    def _map_file(self, address: int, length: int, prot: int, flags: int, file: File, pgoff: int) -> int:
+        with self.mm.mmap_lock.exclusive:
+            start, pages = self._place(address, length, flags)
+            shared = self._check_file(file, pgoff, pages, prot, flags)
+            vma = self.mm.map_region(start, pages, prot, shared, file, pgoff)
+            vma.locked = bool(flags & MAP_LOCKED)
+            return vma.start << PAGE_SHIFT
 
     def _place(self, address: int, length: int, flags: int) -> tuple[int, int]:
         """get_unmapped_area(): the first page, and how many."""

@@ -150,6 +150,10 @@ def stopped_by_fault(vcpu: Vcpu, result: Callable[[], int]) -> tuple[int, int, i
     return fault.gpa, fault.size, fault.flags
 
 
+@pytest.mark.skipif(
+    os.environ.get("GMEMU_VM_TESTS") != "1",
+    reason="boots kernels in QEMU; set GMEMU_VM_TESTS=1, with kernels built by gmemu.conformance.vm.build",
+)
 class TestKernel:
     """Needs a kernel built by gmemu.conformance.vm.build, and QEMU."""
 

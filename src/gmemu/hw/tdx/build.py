@@ -145,6 +145,13 @@ class BuildLeaves(ModuleCore):
             rows.append(td.mrtd.row(gpa + offset, page))
         self.log(td.tdr, rows)
 
+    def log_page(self, tdr: int, gpa: int, pfn: int | None) -> None:
+        """Tell the log of a page that is in MRTD now; `pfn` where its contents are in it too."""
+        if self.log is not None:
+            td = self.tds[tdr]
+            contents = None if pfn is None else self.memory.read(pfn << PAGE_SHIFT, PAGE_SIZE, td.hkid)
+            self.log(tdr, [td.mrtd.row(gpa, contents)])
+
     def mr_extend(self, tdr: int, gpa: int) -> Seamcall:
         """TDH.MR.EXTEND: MRTD absorbs the 256 bytes at `gpa` of a mapped page."""
         injected = self._begin(TdxLeaf.MR_EXTEND, tdr, gpa)

@@ -116,17 +116,20 @@ class _Populate:
     def _add(self, gfn: int, pfn: int, source: int, count: int) -> int:
         td = self.td
         count = td.vm.rt.batch(count)
-        if count > 1 and td.module.inject is None:
+        if td.vm.rt.batch(2) > 1 and td.module.inject is None:
             done = td.sept.add_run(gfn, pfn, source, count, self.measure)
             if done:
                 return done
         td.sept.page_add_source = source
+        log, td.module.log = td.module.log, None  # one row for the page, when all of it is in
         try:
             self._map_private_pfn(gfn, pfn)
+            if self.measure:
+                self._extend(gfn)
         finally:
             td.sept.page_add_source = None
-        if self.measure:
-            self._extend(gfn)
+            td.module.log = log
+        td.module.log_page(td.tdr, gfn << PAGE_SHIFT, pfn if self.measure else None)
         return 1
 
     def _map_private_pfn(self, gfn: int, pfn: int) -> None:
