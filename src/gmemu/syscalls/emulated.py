@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from threading import get_ident
 from typing import Any
 
 from ..hw.cpu import Guest
@@ -83,30 +82,15 @@ class _Syscall(AbstractContextManager[None]):
 
 
 class EmulatedDoor:
-    """System calls of `process`, made by its thread `task`; else each Python thread that comes is a thread of its own."""
+    """System calls of `process`, made by its thread `task`."""
 
     name = "emulated"
 
     def __init__(self, host: Host, process: Process | None = None, task: Task | None = None) -> None:
         self.host, self.rt = host, host.rt
         self.process = process or host.init
+        self.task = task or self.process.task
         self.mm = self.process.mm
-        self._task = task or self.process.task
-        self._thread = None if task else get_ident()
-        self._tasks: dict[int, Task] = {}
-
-    @property
-    def task(self) -> Task:
-        """Who enters the kernel when this Python thread makes a call."""
-        if self._thread is None:
-            return self._task
-        thread = get_ident()
-        if thread == self._thread:
-            return self._task
-        task = self._tasks.get(thread)
-        if task is None:
-            task = self._tasks[thread] = self.process.thread(f"thread-{len(self._tasks) + 1}")
-        return task
 
     def thread(self, name: str, cpu: int = 0) -> EmulatedDoor:
         """The same process, another thread, on CPU `cpu`."""

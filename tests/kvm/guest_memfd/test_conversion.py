@@ -10,6 +10,7 @@ import pytest
 from gmemu import BusError, ConversionRefused, Exit, ExitReason, GuestCpu, GuestMemfd, KernelError, Mapping, Vcpu, Vm
 from gmemu.invariants import InvariantViolation
 from gmemu.mm.gup import get_user_pages_fast, put_pages
+from gmemu.uapi.kvm import KVM_SET_MEMORY_ATTRIBUTES2, kvm_memory_attributes2
 from gmemu.uapi.mman import FOLL_LONGTERM, FOLL_PIN, FOLL_WRITE
 
 from ..world import BOTH, PAGE, PRIVATE, World, fill, load, refusal, store, touch
@@ -100,6 +101,18 @@ class TestTheHost:
         assert child.load(mapping.address + PAGE, 4) == b"both"
         with pytest.raises(BusError):
             mapping[0]
+
+    def test_a_child_may_convert(self, world: World) -> None:
+        """The file doesn't ask whose process calls, unlike the VM; the structure is read from the caller's memory."""
+        _, vcpu, gmem, mapping = machine(world)
+        fill(mapping, b"data")
+        child = world.fork()
+        address = child.mmap(0, PAGE, 3, 0x22)
+        child.store(address, kvm_memory_attributes2(size=PAGE, attributes=PRIVATE).pack())
+        assert child.ioctl(gmem.fd, KVM_SET_MEMORY_ATTRIBUTES2, address) == 0
+        with pytest.raises(BusError):
+            mapping[0]
+        assert load(vcpu, 0, 4) == b"data"
 
     def test_a_mapping_in_parts(self, world: World) -> None:
         """Every piece of a mapping that was split is found, each at its own offset."""

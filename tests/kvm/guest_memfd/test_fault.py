@@ -199,6 +199,16 @@ class TestMemoryFailure:
         assert world.host.memmap.refcount(pfn) == 1
 
 
+@in_profiles(*MAPPABLE)
+def test_which_locks_a_fault_takes(world: World) -> None:
+    """Only where attributes can change does a fault need the invalidate lock; before, the folio's does for all."""
+    _, mapping = mapped(world)
+    mapping[0] = 1
+    assert (("mmap_lock", "gmem:invalidate_lock") in world.lockdep.edges) == world.profile.in_place
+    assert ("folio_lock", "page_table_lock") in world.lockdep.edges
+    assert ("gmem:invalidate_lock", "page_table_lock") not in world.lockdep.edges
+
+
 def test_fork_shares_the_mapping(world: World) -> None:
     _, mapping = mapped(world)
     fill(mapping, b"both")

@@ -11,6 +11,7 @@ from gmemu import GuestMemfd, KernelError, Mapping, Vm
 from gmemu.kvm.guest_memfd.populate import Source, populate_gup_first, populate_locked
 from gmemu.rules import MemoryFault
 from gmemu.rules import gmem as rules
+from gmemu.sync import Deadlock
 from gmemu.uapi.mman import MADV_HWPOISON, PROT_READ
 
 from ..world import BOTH, PAGE, World, fill, in_profiles, refusal
@@ -383,4 +384,17 @@ class TestLockOrder:
         assert ["gmem:invalidate_lock", "mmap_lock"] in cycles
         report = world.lockdep.report()
         assert "possible circular locking dependency: gmem:invalidate_lock --> mmap_lock --> gmem:invalidate_lock" in report
+        world.lockdep.edges.clear()
+
+    def test_a_source_in_the_same_file_locks_itself_out(self, world: World) -> None:
+        """One task is enough: the lock is held for writing, and the source's fault wants it for reading."""
+        launch = Launch(world, 4)
+        gmem = launch.vm.create_guest_memfd(4 * PAGE, BOTH)
+        launch.vm.set_user_memory_region2(1, 0x10000, 2 * PAGE, gmem=gmem)
+        mapping = gmem.mmap()
+        gmem.make_private(0, 2 * PAGE)
+        source = mapping.address + 2 * PAGE
+        with pytest.raises(Deadlock, match="invalidate_lock"):
+            launch.run(populate_locked, 0x10, 1, source=source)
+        assert launch.run(populate_gup_first, 0x10, 2, source=source) == 2
         world.lockdep.edges.clear()
