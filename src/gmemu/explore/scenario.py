@@ -38,12 +38,13 @@ class Scenario:
     broken_by: ClassVar[dict[str, str]] = {}
     """variant -> the class of the violation that must be found with it"""
     profile: ClassVar[str] = "inplace-v13"
+    platform: ClassVar[str] = "amd"
 
     def __init__(self, variants: tuple[str, ...] = ()) -> None:
         self.lockdep = Lockdep()
         self.runtime = ExploredRuntime(self.lockdep)
         design = apply(Design.of(get(self.profile)), variants)
-        self.host = Host(self.profile, memory=1 << 24, runtime=self.runtime, design=design)
+        self.host = Host(self.profile, memory=1 << 24, runtime=self.runtime, design=design, platform=self.platform)
         self.kvm = Kvm.open_on(self.host)
         self.seen: dict[str, object] = {}
         self.set_up()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A host fault that is past the attribute check when the conversion begins."""
+
+from __future__ import annotations
+
+from .worlds import BUSY, PRIVATE, OnePage
+
+__all__ = ["FaultInFlight"]
+
+
+class FaultInFlight(OnePage):
+    """The host's fault holds a reference after it let go of the invalidate lock, and is about to map the page."""
+
+    number = 7
+    name = "fault-in-flight"
+    question = "Can a host fault that began before a conversion map the page after it?"
+    source = "guest-memfd S09"
+    broken_by = {"no-reference-check": "InvariantViolation"}
+
+    def tasks(self) -> None:
+        self.task("convert", self.convert)
+        self.task("touch", lambda: self.memory[0])
+
+    def holds(self) -> None:
+        assert self.seen["convert"] in ("converted", BUSY)
+        assert self.seen["touch"] in (0, PRIVATE)
+        assert self.seen != {"convert": BUSY, "touch": PRIVATE}, "neither side had the page"

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""GUP-fast against conversion."""
+
+from __future__ import annotations
+
+from ..mm.gup import get_user_pages_fast
+from ..uapi.mman import FOLL_LONGTERM, FOLL_PIN
+from .worlds import BUSY, OnePage
+
+__all__ = ["PinAgainstConversion"]
+
+
+class PinAgainstConversion(OnePage):
+    """A driver pins the page, which the host has mapped, by GUP-fast: no lock is taken."""
+
+    number = 8
+    name = "pin"
+    question = "Can a page be private while somebody who pinned it when it was shared goes on using it?"
+    source = "guest-memfd S09, S10; 3.4"
+    broken_by = {"no-reference-check": "AssertionError", "check-before-unmap": "AssertionError"}
+
+    def tasks(self) -> None:
+        self.memory[0] = 1
+        self.host.lru.lru_add_drain_all()
+        self.task("convert", self.convert)
+        self.task("pin", self.pin)
+
+    def pin(self) -> str:
+        """pin_user_pages_fast(FOLL_LONGTERM)."""
+        get_user_pages_fast(self.host.init.mm, self.memory.address, 1, FOLL_PIN | FOLL_LONGTERM)
+        return "pinned"
+
+    def holds(self) -> None:
+        assert self.seen != {"convert": "converted", "pin": "pinned"}, "the page is private, and pinned as shared"
+        assert self.seen["convert"] in ("converted", BUSY)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The worlds that scenarios start from: a VM of some type with a few pages of guest_memfd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..explore.scenario import PAGE, Scenario
+from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, VmType
+from ..uapi.sev import SnpPageType
+
+if TYPE_CHECKING:
+    from ..api import Vm
+    from ..kvm.guest_memfd.inode import GmemInode
+    from ..kvm.vm import Vm as KvmVm
+
+__all__ = ["BUSY", "PAGE", "PRIVATE", "SHARED", "OnePage", "SnpLaunch", "TdxLaunch"]
+
+SHARED = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+BUSY = "gmem.attributes.busy"
+"""The rule by which a conversion finds that somebody holds a page."""
+PRIVATE = "gmem.fault.private"
+"""The rule by which the host's access to a private page fails."""
+
+
+class GuestMemory(Scenario):
+    """What the worlds have in common: `vm` with `pages` of `gmem` bound at gpa 0, mapped by the host as `memory`."""
+
+    pages = 1
+    vm: Vm
+
+    def make_memory(self) -> None:
+        """guest_memfd, the mapping, and slot 0."""
+        self.gmem = self.vm.create_guest_memfd(self.pages * PAGE, SHARED)
+        self.memory = self.gmem.mmap()
+        self.bind()
+
+    def bind(self) -> None:
+        """Slot 0: all of the file, at gpa 0."""
+        self.vm.set_user_memory_region2(0, 0, self.pages * PAGE, gmem=self.gmem, userspace_addr=self.memory.address)
+
+    def tasks(self) -> None:
+        """Add the tasks."""
+        raise NotImplementedError
+
+    def convert(self, page: int = 0, pages: int = 1) -> str:
+        """The conversion to private."""
+        self.gmem.make_private(page * PAGE, pages * PAGE)
+        return "converted"
+
+    def share(self, page: int = 0, pages: int = 1) -> str:
+        """The conversion to shared."""
+        self.gmem.make_shared(page * PAGE, pages * PAGE)
+        return "shared"
+
+    @property
+    def kvm_vm(self) -> KvmVm:
+        """The kernel's struct kvm."""
+        return self.host.vms[0]
+
+    @property
+    def inode(self) -> GmemInode:
+        """The kernel's inode of `gmem`."""
+        return next(iter(self.host.gmem_inodes))
+
+    def pfn(self, page: int = 0) -> int:
+        """The page frame behind a file page that has one."""
+        pfn = self.inode.mapping.pfn(page)
+        assert pfn is not None, f"file page {page:#x} has no memory"
+        return pfn
+
+
+class OnePage(GuestMemory):
+    """A SW_PROTECTED VM with one page of guest_memfd, shared at first."""
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.SW_PROTECTED)
+        self.make_memory()
+        self.tasks()
+
+
+class SnpLaunch(GuestMemory):
+    """An SNP VM in launch; page 0 is private and to be populated, the others are shared."""
+
+    pages = 2
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.SNP)
+        self.vm.snp.init2()
+        self.make_memory()
+        self.vm.snp.launch_start()
+        self.tasks()
+
+    def populate(self, page: int = 0, source: int = 0, page_type: SnpPageType = SnpPageType.NORMAL) -> str:
+        """KVM_SEV_SNP_LAUNCH_UPDATE of one page from user address `source` (0: in place)."""
+        self.vm.snp.launch_update(page * PAGE, PAGE, page_type, source)
+        return "populated"
+
+
+class TdxLaunch(GuestMemory):
+    """A TD that isn't final, with `vcpus` vCPUs; its pages are shared."""
+
+    platform = "intel"
+    pages = 2
+    nr_vcpus = 1
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.TDX)
+        self.vm.tdx.init_vm()
+        self.vcpus = [self.vm.create_vcpu(n) for n in range(self.nr_vcpus)]
+        for vcpu in self.vcpus:
+            vcpu.tdx_init()
+        self.make_memory()
+        self.tasks()
+
+    def populate(self, page: int = 0, source: int = 0, pages: int = 1) -> str:
+        """KVM_TDX_INIT_MEM_REGION, measured, from user address `source` (0: in place)."""
+        self.vm.tdx.init_mem_region(self.vcpus[0], page * PAGE, pages * PAGE, source)
+        return "populated"
