@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A short guest for a launch that is finished, and the VMM's loop that serves it.
+"""A short guest for a launch that is finished, served by the reference VMM.
 
 The guest reads the firmware that it was launched with, takes a page of RAM into use as private memory, shares that page
 with the host to exchange a few words, and takes it back.  What each side did and saw is written down as it happens.
@@ -11,14 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..rules import BusError
-from ..uapi.kvm import (
-    GUEST_MEMFD_FLAG_INIT_SHARED,
-    GUEST_MEMFD_FLAG_MMAP,
-    KVM_HC_MAP_GPA_RANGE,
-    KVM_MAP_GPA_RANGE_ENCRYPTED,
-    ExitReason,
-)
+from ..uapi.kvm import KVM_MAP_GPA_RANGE_ENCRYPTED, ExitReason
 from ..uapi.sev import SnpPageType
+from ..vmm import Observer, VmmError
 from .errors import LaunchError
 from .ovmf import FOUR_GIB, PAGE_SIZE
 from .page_states import frame_of
@@ -53,34 +48,36 @@ class Event(NamedTuple):
     result: str
 
 
-class DemoGuest:
+class DemoGuest(Observer):
     """The guest on vCPU 0 of `launch`, its RAM, and the VMM's side.  Use it in a ``with`` statement; `run` it once."""
 
     def __init__(self, launch: SnpLaunch) -> None:
         self.launch, self.vm, self.in_place = launch, launch.vm, launch.profile.in_place
+        self.vmm = launch.vmm
         self.memory = launch.kvm.host.memory
         self.events: list[Event] = []
-        flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.in_place else 0
-        self.gmem = self.vm.create_guest_memfd(RAM.size, flags)
-        self.buffer = self.gmem.mmap() if self.in_place else launch.kvm.anonymous(RAM.size)
-        self.slot = len(launch.memory)
-        self.vm.set_user_memory_region2(self.slot, RAM.gpa, RAM.size, gmem=self.gmem, userspace_addr=self.buffer.address)
+        self.ram = self.vmm.add_memory(RAM.gpa, RAM.size)
+        self.gmem, self.buffer = self.ram.gmem, self.ram.buffer
 
     def run(self) -> list[Event]:
         """Run the guest until it halts, serving its exits.  Returns everything that happened, in order."""
         vcpu = self.launch.vcpus[0]
-        exit_ = vcpu.run(self.guest)
-        while exit_.reason is not ExitReason.HLT:
-            self._serve(exit_)
-            exit_ = vcpu.run()
+        self.vmm.observer = self
+        try:
+            exit_ = self.vmm.run(vcpu, self.guest)
+            while exit_.reason is not ExitReason.HLT:
+                self._serve(exit_)
+                exit_ = self.vmm.run(vcpu)
+        except VmmError as error:
+            raise LaunchError(str(error)) from error
+        finally:
+            self.vmm.observer = Observer()
         self._saw("exit", "KVM_EXIT_HLT", "the guest is done")
         return self.events
 
     def close(self) -> None:
         """Take the RAM away."""
-        self.vm.delete_slot(self.slot)
-        self.buffer.close()
-        self.gmem.close()
+        self.vmm.remove_memory(self.ram)
 
     def __enter__(self) -> DemoGuest:
         return self
@@ -127,37 +124,33 @@ class DemoGuest:
     # The VMM
 
     def _serve(self, exit_: Exit) -> None:
-        if exit_.reason is ExitReason.MEMORY_FAULT:
-            fault = exit_.memory_fault
-            wants = "private" if exit_.wants_private else "shared"
-            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {fault.gpa:#x}, a {wants} access")
-            self._convert(fault.gpa, fault.size, private=exit_.wants_private)
-        elif exit_.reason is ExitReason.HYPERCALL and exit_.hypercall.nr == KVM_HC_MAP_GPA_RANGE:
-            gpa, npages, attributes, *_ = exit_.hypercall.args
-            private = bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)
-            wants = "private" if private else "shared"
-            self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages} page, to be {wants}")
-            self._convert(gpa, npages * PAGE_SIZE, private=private)
-            if not private:
-                self._look("reads the page as it became shared")
-            exit_.answer_hypercall(0)
-        elif exit_.reason is ExitReason.IO and exit_.io.port == DOORBELL_PORT:
-            step = exit_.io_data()
-            self._saw("exit", "KVM_EXIT_IO", f"port {DOORBELL_PORT:#x}: step {step.decode()}")
-            (self._exchange if step == _SHARED else self._pry)()
-        else:
+        """What isn't memory's: the doorbell."""
+        if exit_.reason is not ExitReason.IO or exit_.io.port != DOORBELL_PORT:
             raise LaunchError(f"the guest came back with {exit_!r}, which nothing here expects")
+        step = exit_.io_data()
+        self._saw("exit", "KVM_EXIT_IO", f"port {DOORBELL_PORT:#x}: step {step.decode()}")
+        (self._exchange if step == _SHARED else self._pry)()
 
-    def _convert(self, gpa: int, size: int, *, private: bool) -> None:
+    def seen(self, exit_: Exit) -> None:
+        """An exit that the VMM's loop serves."""
+        if exit_.reason is ExitReason.MEMORY_FAULT:
+            wants = "private" if exit_.wants_private else "shared"
+            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {exit_.memory_fault.gpa:#x}, a {wants} access")
+            return
+        gpa, npages, attributes, *_ = exit_.hypercall.args
+        wants = "private" if attributes & KVM_MAP_GPA_RANGE_ENCRYPTED else "shared"
+        self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages} page, to be {wants}")
+
+    def converted(self, gpa: int, size: int, private: bool) -> None:
         """As the profile's kernel has it: on the guest_memfd, where the page is; or on the VM, to the other pool."""
-        if self.in_place:
-            convert = self.gmem.make_private if private else self.gmem.make_shared
-            convert(gpa - RAM.gpa, size)
-            call = "KVM_SET_MEMORY_ATTRIBUTES2, guest_memfd"
-        else:
-            (self.vm.make_private if private else self.vm.make_shared)(gpa, size)
-            call = "KVM_SET_MEMORY_ATTRIBUTES, VM"
+        call = "KVM_SET_MEMORY_ATTRIBUTES2, guest_memfd" if self.in_place else "KVM_SET_MEMORY_ATTRIBUTES, VM"
         self._saw("vmm", call, f"{size // PAGE_SIZE} page made {'private' if private else 'shared'}")
+        if not private:
+            self._look("reads the page as it became shared")
+
+    def refused(self, gpa: int, size: int, answer: int, why: VmmError) -> None:
+        """A request that the guest is to make again, or never."""
+        self._saw("vmm", f"answers with errno {answer}", str(why))
 
     # The host's software, which the guest doesn't trust
 

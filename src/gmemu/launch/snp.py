@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..api.guest_memfd import GuestMemfd
 from ..api.kvm import Kvm
-from ..api.mapping import Mapping
 from ..api.sev import DEFAULT_POLICY
 from ..api.vcpu import Vcpu
 from ..api.vm import Vm
 from ..kvm.snp_platform import SnpPlatform
 from ..profiles import Profile
-from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, VmType
+from ..uapi.kvm import VmType
 from ..uapi.sev import PspStatus, SnpPageType
+from ..vmm import Backoff, Vmm, VmmError, populate_snp
 from .errors import LaunchError
-from .plan import LaunchPlan, MemoryRegion, PlanStep, vmsa_step_name
+from .plan import LaunchPlan, PlanStep, vmsa_step_name
 from .vcpu_state import MSR_IA32_CR_PAT
 
 if TYPE_CHECKING:
@@ -44,15 +43,6 @@ class Call(NamedTuple):
 
     name: str
     effect: str
-
-
-class _Memory(NamedTuple):
-    """One region of guest memory: its guest_memfd, and where this process writes what goes into it."""
-
-    region: MemoryRegion
-    gmem: GuestMemfd
-    buffer: Mapping
-    slot: int
 
 
 class SnpLaunch:
@@ -83,9 +73,9 @@ class SnpLaunch:
         self._log, self._progress, self._done = log, progress, 0
         self._step, self._step_name = 0, ""
         self._context = -1
-        self.memory: list[_Memory] = []
         self.vcpus: list[Vcpu] = []
         self.vm: Vm
+        self.vmm: Vmm
         self.measurement = b""
 
     # The launch, in QEMU's order
@@ -109,6 +99,7 @@ class SnpLaunch:
     def create_vm(self) -> None:
         """KVM_CREATE_VM and KVM_SEV_INIT2."""
         self.vm = self.kvm.create_vm(VmType.SNP)
+        self.vmm = Vmm(self.kvm, self.vm, Backoff.none())
         self._called("KVM_CREATE_VM", "type 4, KVM_X86_SNP_VM")
         features = self.plan.init2_features
         self.platform.supported_vmsa_features |= features
@@ -118,13 +109,9 @@ class SnpLaunch:
 
     def create_memory(self) -> None:
         """A guest_memfd and a slot for each region.  In place the memory starts shared; with two pools it's private."""
-        for slot, region in enumerate(self.plan.memory_regions()):
-            flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.profile.in_place else 0
-            gmem = self.vm.create_guest_memfd(region.size, flags)
-            buffer = gmem.mmap() if self.flow == "in-place" else self.kvm.anonymous(region.size)
-            self.vm.set_user_memory_region2(slot, region.gpa, region.size, gmem=gmem, userspace_addr=buffer.address)
-            self.memory.append(_Memory(region, gmem, buffer, slot))
-            what = "MMAP|INIT_SHARED" if flags else "no flags"
+        what = "MMAP|INIT_SHARED" if self.profile.in_place else "no flags"
+        for region in self.plan.memory_regions():
+            self.vmm.add_memory(region.gpa, region.size, mapped=self.flow == "in-place")
             self._called("KVM_CREATE_GUEST_MEMFD", f"{_size(region.size)}, {what}, bound at {region.gpa:#x}")
 
     def create_vcpus(self) -> None:
@@ -140,15 +127,15 @@ class SnpLaunch:
 
     def populate(self, step: PlanStep) -> None:
         """Contents, conversion, LAUNCH_UPDATE; a CPUID table that the firmware corrects is a launch that failed."""
-        memory = self._memory_at(step.gpa)
-        offset = step.gpa - memory.region.gpa
+        block = self.vmm.block_at(step.gpa)
+        offset = step.gpa - block.gpa
         if step.contents is not None:
-            memory.buffer[offset : offset + step.size] = step.contents
-        if self.profile.in_place:
-            memory.gmem.make_private(offset, step.size)
-        else:
-            self.vm.make_private(step.gpa, step.size)
-        source = 0 if self.flow == "in-place" else memory.buffer.address + offset
+            block.buffer[offset : offset + step.size] = step.contents
+        try:
+            self.vmm.convert(step.gpa, step.size, private=True)
+        except VmmError as error:
+            raise LaunchError(f"{step.name} at {step.gpa:#x}: {error}") from error
+        source = 0 if self.flow == "in-place" else block.buffer.address + offset
         try:
             calls = self._launch_update(step, source)
         except OSError as error:
@@ -165,7 +152,7 @@ class SnpLaunch:
         calls = 0
         for at in range(0, step.size, PIECE):
             size = min(PIECE, step.size - at)
-            calls += self.vm.snp.launch_update(step.gpa + at, size, step.page_type, source + at if source else 0)
+            calls += populate_snp(self.vm.snp, step.gpa + at, size, step.page_type, source + at if source else 0)
         return calls
 
     def finish(self) -> None:
@@ -190,13 +177,8 @@ class SnpLaunch:
         """Take the VM down."""
         for vcpu in self.vcpus:
             vcpu.close()
-        for memory in self.memory:
-            memory.buffer.close()
-            memory.gmem.close()
+        self.vmm.close()
         self.vm.close()
-
-    def _memory_at(self, gpa: int) -> _Memory:
-        return next(m for m in self.memory if m.region.gpa <= gpa < m.region.gpa + m.region.size)
 
     def _called(self, name: str, effect: str) -> None:
         self.calls.append(Call(name, effect))

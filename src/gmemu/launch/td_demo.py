@@ -5,12 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..uapi.kvm import (
-    GUEST_MEMFD_FLAG_INIT_SHARED,
-    GUEST_MEMFD_FLAG_MMAP,
-    KVM_MAP_GPA_RANGE_ENCRYPTED,
-    ExitReason,
-)
+from ..uapi.kvm import KVM_MAP_GPA_RANGE_ENCRYPTED, ExitReason
+from ..vmm import Observer, VmmError
 from .demo_guest import Event
 from .errors import LaunchError
 from .ovmf import PAGE_SIZE
@@ -19,6 +15,7 @@ from .tdvf import TdvfSectionType
 
 if TYPE_CHECKING:
     from ..api.vcpu import Exit
+    from ..hw.cpu import Guest
     from ..hw.tdx.guest_cpu import TdGuestCpu
     from .tdx import TdxLaunch
 
@@ -37,36 +34,35 @@ def run_td_demo(launch: TdxLaunch) -> list[Event]:
         demo.close()
 
 
-class _Demo:
+class _Demo(Observer):
     def __init__(self, launch: TdxLaunch) -> None:
-        self.launch, self.vm, self.in_place = launch, launch.vm, launch.profile.in_place
+        self.launch, self.vmm = launch, launch.vmm
         self.events: list[Event] = []
-        flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.in_place else 0
-        self.gmem = self.vm.create_guest_memfd(RAM.size, flags)
-        self.buffer = self.gmem.mmap() if self.in_place else launch.kvm.anonymous(RAM.size)
-        self.slot = len(launch.memory)
-        self.vm.set_user_memory_region2(self.slot, RAM.gpa, RAM.size, gmem=self.gmem, userspace_addr=self.buffer.address)
+        self.ram = self.vmm.add_memory(RAM.gpa, RAM.size)
+        self.buffer = self.ram.buffer
 
     def run(self) -> list[Event]:
-        vcpu = self.launch.vcpus[0]
-        exit_ = vcpu.run(self.guest)
-        while exit_.reason is not ExitReason.HLT:
-            self._serve(exit_)
-            exit_ = vcpu.run()
-        seen = self.buffer[: len(GREETING)]
-        self.buffer[: len(ANSWER)] = ANSWER
-        self._saw("host", "reads the shared page, and answers", repr(seen.decode("ascii", "replace")))
-        exit_ = vcpu.run()
-        while exit_.reason is not ExitReason.HLT:
-            self._serve(exit_)
-            exit_ = vcpu.run()
+        self.vmm.observer = self
+        try:
+            self._run_to_halt(self.guest)
+            seen = self.buffer[: len(GREETING)]
+            self.buffer[: len(ANSWER)] = ANSWER
+            self._saw("host", "reads the shared page, and answers", repr(seen.decode("ascii", "replace")))
+            self._run_to_halt(None)
+        except VmmError as error:
+            raise LaunchError(str(error)) from error
+        finally:
+            self.vmm.observer = Observer()
         self._saw("exit", "KVM_EXIT_HLT", "the guest is done")
         return self.events
 
+    def _run_to_halt(self, guest: Guest | None) -> None:
+        exit_ = self.vmm.run(self.launch.vcpus[0], guest)
+        if exit_.reason is not ExitReason.HLT:
+            raise LaunchError(f"the guest ended with {exit_.reason.name}")
+
     def close(self) -> None:
-        self.vm.delete_slot(self.slot)
-        self.buffer.close()
-        self.gmem.close()
+        self.vmm.remove_memory(self.ram)
 
     def guest(self, cpu: TdGuestCpu) -> None:
         """What runs on the vCPU."""
@@ -90,27 +86,19 @@ class _Demo:
         zero = not any(cpu.load(page, len(SECRET)))
         self._saw("guest", "takes the page back and accepts it, finds", "zeroes" if zero else "something else")
 
-    def _serve(self, exit_: Exit) -> None:
+    def seen(self, exit_: Exit) -> None:
         if exit_.reason is ExitReason.MEMORY_FAULT:
-            fault = exit_.memory_fault
-            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {fault.gpa:#x}")
-            self._convert(fault.gpa, fault.size, exit_.wants_private)
-        elif exit_.reason is ExitReason.HYPERCALL:
-            gpa, npages, attributes = exit_.hypercall.args[:3]
-            private = bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)
-            kind = "private" if private else "shared"
-            self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages:#x} pages, to be {kind}")
-            self._convert(gpa, npages * PAGE_SIZE, private)
-            exit_.answer_hypercall(0)
-        else:
-            raise LaunchError(f"the guest ended with {exit_.reason.name}")
+            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {exit_.memory_fault.gpa:#x}")
+            return
+        gpa, npages, attributes = exit_.hypercall.args[:3]
+        kind = "private" if attributes & KVM_MAP_GPA_RANGE_ENCRYPTED else "shared"
+        self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages:#x} pages, to be {kind}")
 
-    def _convert(self, gpa: int, size: int, private: bool) -> None:
-        if self.in_place:
-            (self.gmem.make_private if private else self.gmem.make_shared)(gpa - RAM.gpa, size)
-        else:
-            (self.vm.make_private if private else self.vm.make_shared)(gpa, size)
+    def converted(self, gpa: int, size: int, private: bool) -> None:
         self._saw("vmm", f"converts {size:#x} bytes at {gpa:#x}", "private" if private else "shared")
+
+    def refused(self, gpa: int, size: int, answer: int, why: VmmError) -> None:
+        self._saw("vmm", f"answers with errno {answer}", str(why))
 
     def _saw(self, who: str, what: str, result: str) -> None:
         self.events.append(Event(who, what, result))

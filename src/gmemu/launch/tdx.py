@@ -11,16 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..api.guest_memfd import GuestMemfd
 from ..api.kvm import Kvm
-from ..api.mapping import Mapping
 from ..api.tdx import DEFAULT_XFAM
 from ..api.vcpu import Vcpu
 from ..api.vm import Vm
 from ..hw.tdx.mrtd import Mrtd
 from ..profiles import Profile
-from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, VmType
+from ..uapi.kvm import VmType
 from ..uapi.tdx import TdAttributes
+from ..vmm import Backoff, Vmm, VmmError, populate_tdx
 from .errors import LaunchError
 from .ovmf import PAGE_SIZE, Firmware
 from .plan import MAX_VCPUS, MemoryRegion
@@ -137,15 +136,6 @@ def compute_mrtd(plan: TdxPlan, *, two_pass: bool = False, progress: Progress | 
     return mrtd.value
 
 
-class _Memory(NamedTuple):
-    """One region of guest memory: its guest_memfd, and where this process writes what goes into it."""
-
-    region: MemoryRegion
-    gmem: GuestMemfd
-    buffer: Mapping
-    slot: int
-
-
 class TdxLaunch:
     """One TDX VM, from creation to a final measurement.  Close it, or use it in a ``with`` statement.
 
@@ -167,9 +157,9 @@ class TdxLaunch:
         self.platform = kvm.host.tdx
         self.calls: list[Call] = []
         self._progress, self._done = progress, 0
-        self.memory: list[_Memory] = []
         self.vcpus: list[Vcpu] = []
         self.vm: Vm
+        self.vmm: Vmm
         self.measurement = b""
 
     # The launch, in QEMU's order
@@ -187,6 +177,7 @@ class TdxLaunch:
     def create_vm(self) -> None:
         """KVM_CREATE_VM, KVM_TDX_CAPABILITIES and KVM_TDX_INIT_VM."""
         self.vm = self.kvm.create_vm(VmType.TDX)
+        self.vmm = Vmm(self.kvm, self.vm, Backoff.none())
         self._called("KVM_CREATE_VM", "type 5, KVM_X86_TDX_VM")
         supported = self.vm.tdx.capabilities().supported_attrs
         if self.plan.attributes & ~supported:
@@ -205,29 +196,23 @@ class TdxLaunch:
 
     def create_memory(self) -> None:
         """A guest_memfd and a slot for each region.  In place the memory starts shared; with two pools it's private."""
-        for slot, region in enumerate(self.plan.memory_regions()):
-            flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.profile.in_place else 0
-            gmem = self.vm.create_guest_memfd(region.size, flags)
-            buffer = gmem.mmap() if self.flow == "in-place" else self.kvm.anonymous(region.size)
-            self.vm.set_user_memory_region2(slot, region.gpa, region.size, gmem=gmem, userspace_addr=buffer.address)
-            self.memory.append(_Memory(region, gmem, buffer, slot))
-            what = "MMAP|INIT_SHARED" if flags else "no flags"
+        what = "MMAP|INIT_SHARED" if self.profile.in_place else "no flags"
+        for region in self.plan.memory_regions():
+            self.vmm.add_memory(region.gpa, region.size, mapped=self.flow == "in-place")
             self._called("KVM_CREATE_GUEST_MEMFD", f"{region.size:#x} bytes, {what}, bound at {region.gpa:#x}")
 
     def populate(self, step: TdxStep) -> None:
         """Contents, conversion, KVM_TDX_INIT_MEM_REGION."""
-        memory = next(m for m in self.memory if m.region.gpa <= step.gpa < m.region.gpa + m.region.size)
-        offset = step.gpa - memory.region.gpa
+        block = self.vmm.block_at(step.gpa)
+        offset = step.gpa - block.gpa
         if step.contents is not None:
-            memory.buffer[offset : offset + step.size] = step.contents
-        if self.profile.in_place:
-            memory.gmem.make_private(offset, step.size)
-        else:
-            self.vm.make_private(step.gpa, step.size)
-        source = 0 if self.flow == "in-place" else memory.buffer.address + offset
+            block.buffer[offset : offset + step.size] = step.contents
+        source = 0 if self.flow == "in-place" else block.buffer.address + offset
+        backoff = self.vmm.backoff
         try:
-            self.vm.tdx.init_mem_region(self.vcpus[0], step.gpa, step.size, source, measure=step.measured)
-        except OSError as error:
+            self.vmm.convert(step.gpa, step.size, private=True)
+            populate_tdx(self.vm.tdx, self.vcpus[0], step.gpa, step.size, source, measure=step.measured, backoff=backoff)
+        except (VmmError, OSError) as error:
             raise LaunchError(f"INIT_MEM_REGION of {step.name} at {step.gpa:#x} failed: {error}") from error
         where = "in place" if not source else f"from {source:#x}"
         how = "measured" if step.measured else "added"
@@ -265,9 +250,7 @@ class TdxLaunch:
         """Take the VM down."""
         for vcpu in self.vcpus:
             vcpu.close()
-        for memory in self.memory:
-            memory.buffer.close()
-            memory.gmem.close()
+        self.vmm.close()
         self.vm.close()
 
     def _called(self, name: str, effect: str) -> None:
