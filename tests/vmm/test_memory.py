@@ -94,7 +94,8 @@ def test_blocks_come_and_go(world: World) -> None:
 def test_failing_to_add_memory_leaves_nothing(world: World) -> None:
     with pytest.raises(OSError, match="overlap"):
         world.vmm.add_memory(0, PAGE)
-    assert len(world.host.gmem_inodes) == 1
+    assert sum(bool(inode.files) for inode in world.host.gmem_inodes) == 1
+    assert len(world.host.init.files) == 4, "device, VM, vCPU and the memory there was"
 
 
 def test_allocation_failure_is_tried_again(world: World) -> None:

@@ -2,12 +2,12 @@
 """Populating a launch, gone on with where a call stopped.
 
 SNP: success with `len` left means "call again with what is left"; a VMM that looks at the result alone launches a guest with
-holes.  TDX: EINTR and EAGAIN leave in the structure what is still to be done.
+holes.  TDX: EINTR and EBUSY leave in the structure what is still to be done.
 """
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINTR
+from errno import EAGAIN, EBUSY, EINTR
 
 from ..api.sev import Snp
 from ..api.tdx import Tdx, TdxError
@@ -52,7 +52,7 @@ def populate_tdx(
             return calls
         except TdxError as error:
             left = error.left
-            if error.errno not in (EINTR, EAGAIN) or left is None:
+            if error.errno not in (EINTR, EAGAIN, EBUSY) or left is None:
                 raise
             failed = 1 if left.nr_pages << 12 < size else failed + 1
             if failed == backoff.attempts:
