@@ -30,6 +30,7 @@ DEFAULT, SW_PROTECTED = VmType.DEFAULT, VmType.SW_PROTECTED
 T = TypeVar("T")
 
 every_profile = pytest.mark.parametrize("world", list(PROFILES), indirect=True)
+with_vm_ioctl = pytest.mark.parametrize("world", [p.name for p in PROFILES.values() if p.vm_attributes_ioctl], indirect=True)
 two_pools = pytest.mark.parametrize("world", [p.name for p in PROFILES.values() if not p.in_place], indirect=True)
 
 

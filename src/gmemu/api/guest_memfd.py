@@ -45,9 +45,13 @@ class GuestMemfd(Descriptor):
         length = self.size - offset if length is None else length
         return Mapping(self.door, self.door.mmap(address, length, prot, flags, self.fd, offset), length)
 
-    def set_memory_attributes(self, offset: int, size: int, attributes: int) -> None:
-        """KVM_SET_MEMORY_ATTRIBUTES2.  Raises `ConversionRefused` with `error_offset` for EAGAIN and ENOMEM."""
-        buffer = bytearray(kvm_memory_attributes2(offset=offset, size=size, attributes=attributes).pack())
+    def set_memory_attributes(self, offset: int, size: int, attributes: int, flags: int = 0) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2.  Raises `ConversionRefused` with `error_offset` for EAGAIN and ENOMEM.
+
+        `flags`: KVM_SET_MEMORY_ATTRIBUTES2_ZERO or _PRESERVE where the kernel has them (RFC v5).
+        """
+        args = kvm_memory_attributes2(offset=offset, size=size, attributes=attributes, flags=flags)
+        buffer = bytearray(args.pack())
         try:
             self._ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES2, buffer)
         except KernelError as error:
@@ -56,13 +60,13 @@ class GuestMemfd(Descriptor):
                 raise ConversionRefused(error, answer.error_offset) from None
             raise
 
-    def make_private(self, offset: int, size: int) -> None:
+    def make_private(self, offset: int, size: int, flags: int = 0) -> None:
         """Convert to private: `set_memory_attributes` with KVM_MEMORY_ATTRIBUTE_PRIVATE."""
-        self.set_memory_attributes(offset, size, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        self.set_memory_attributes(offset, size, KVM_MEMORY_ATTRIBUTE_PRIVATE, flags)
 
-    def make_shared(self, offset: int, size: int) -> None:
+    def make_shared(self, offset: int, size: int, flags: int = 0) -> None:
         """Convert to shared: `set_memory_attributes` with 0."""
-        self.set_memory_attributes(offset, size, 0)
+        self.set_memory_attributes(offset, size, 0, flags)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate() with any mode."""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from .search import Result, explore, replay
-from .trace import Trace, record
-from .verdict import Kind, Outcome
+from .search import Outcome, Result, explore, replay
 
-__all__ = ["Kind", "Outcome", "Result", "Trace", "explore", "record", "replay"]
+__all__ = ["Outcome", "Result", "explore", "replay"]

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from ..rangemap import RangeMap
 
-__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "PhysicalMemory"]
+__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "PhysicalMemory", "noise"]
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -36,6 +36,11 @@ def _keystream(pfn: int, key: int) -> int:
 
     seed = b"gmemu memory encryption" + pfn.to_bytes(8, "little") + key.to_bytes(8, "little")
     return int.from_bytes(shake_128(seed).digest(PAGE_SIZE), "little")
+
+
+def noise(pfn: int, key: int) -> bytes:
+    """A page of what looks random: the same for the same `pfn` and `key` (64 bits), unlike that of any other."""
+    return _keystream(pfn, key).to_bytes(PAGE_SIZE, "little")
 
 
 class PhysicalMemory:

@@ -6,16 +6,19 @@ A profile chooses the defaults; a variant replaces one.  Code calls the componen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..uapi.kvm import KVM_SET_MEMORY_ATTRIBUTES2
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
-from .guest_memfd import conversion, invalidate, populate
+from .guest_memfd import content, conversion, invalidate, populate
 from .mmu import is_page_fault_stale
 
 if TYPE_CHECKING:
     from ..mm.filemap import Folio, PageCache
+    from ..mm.uaccess import UserPointer
     from ..profiles import Profile
+    from .guest_memfd.file import GmemFile
     from .guest_memfd.inode import GmemInode
     from .guest_memfd.invalidate import Filter
     from .guest_memfd.populate import PopulateCallback
@@ -26,12 +29,21 @@ if TYPE_CHECKING:
 __all__ = ["Design"]
 
 
+_GMEM_IOCTLS: dict[str, dict[int, Callable[[GmemFile, UserPointer], int]]] = {
+    "vm": {KVM_SET_MEMORY_ATTRIBUTES2: conversion.set_attributes_disabled},
+    "attributes2": {KVM_SET_MEMORY_ATTRIBUTES2: conversion.kvm_gmem_set_attributes},
+    "content": {KVM_SET_MEMORY_ATTRIBUTES2: content.kvm_gmem_set_attributes_content},
+}
+
+
 class Design(NamedTuple):
     """One way to build it."""
 
     populate: Callable[[Vm, int, int, int, bool, PopulateCallback], int]
     """(vm, gfn, source, npages, writeback, callback) -> pages done"""
     zero_before_populate: Callable[[PageCache, Folio], None]
+    gmem_ioctls: Mapping[int, Callable[[GmemFile, UserPointer], int]]
+    """the conversion calls of a guest_memfd, by ioctl number"""
     convert: Callable[[GmemInode, int, int, int], None]
     """(inode, start, end, attributes)"""
     reserve_attributes: Callable[[GmemInode, int], None]
@@ -52,13 +64,14 @@ class Design(NamedTuple):
         return cls(
             populate=populate.populate_locked if profile.populate == "locked" else populate.populate_gup_first,
             zero_before_populate=populate.zero_before_populate,
+            gmem_ioctls=_GMEM_IOCTLS[profile.conversion],
             convert=conversion.convert,
             reserve_attributes=conversion.reserve_attributes,
             take_from_host=conversion.take_from_host,
             publish=conversion.publish,
             check_references=conversion.check_references,
             drain=conversion.drain_lru,
-            filter_for_removal=invalidate.filter_for_removal,
+            filter_for_removal=invalidate.both_views if profile.removal_filter == "both" else invalidate.view_at_creation,
             is_page_fault_stale=is_page_fault_stale,
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
         )

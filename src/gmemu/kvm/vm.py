@@ -191,8 +191,8 @@ def _set_region2(vm: Vm, arg: UserPointer) -> int:
 
 def _set_attributes(vm: Vm, arg: UserPointer) -> int:
     """KVM_SET_MEMORY_ATTRIBUTES exists if the kernel was built with attributes, whether or not they can be set."""
-    if not vm.profile.vm_attributes and not vm.profile.in_place:
-        raise rules.VM_IOCTL("KVM_SET_MEMORY_ATTRIBUTES in a kernel without memory attributes")
+    if not vm.profile.vm_attributes_ioctl:
+        raise rules.VM_IOCTL("KVM_SET_MEMORY_ATTRIBUTES in a kernel that has no attributes of a VM")
     vm_ioctl_set_mem_attributes(vm, copy_from_user(vm.rt.current.mm, kvm_memory_attributes, arg))
     return 0
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..uapi.kvm import VmType
@@ -22,8 +23,8 @@ class CapValues(NamedTuple):
 class Profile(NamedTuple):
     """One kernel's guest_memfd: its parts, flags, errnos and capabilities.
 
-    `in_place`: the module parameter gmem_in_place_conversion exists and is on.  `vm_attributes`: private and shared are
-    tracked for the VM (CONFIG_KVM_VM_MEMORY_ATTRIBUTES).  Exactly one of the two says what is private.
+    `in_place`: a page changes hands where it is; the guest_memfd tracks what is private.  `vm_attributes`: private and
+    shared are tracked for the VM (CONFIG_KVM_VM_MEMORY_ATTRIBUTES).  At most one of the two says what is private.
     """
 
     name: str
@@ -31,6 +32,15 @@ class Profile(NamedTuple):
     source: str
     in_place: bool
     vm_attributes: bool
+    vm_attributes_ioctl: bool
+    """KVM_SET_MEMORY_ATTRIBUTES is known on a VM, whether or not it can set anything."""
+    conversion: str
+    """By which call pages are converted: "vm" (KVM_SET_MEMORY_ATTRIBUTES on the VM alone), or on the guest_memfd
+    "attributes2" (KVM_SET_MEMORY_ATTRIBUTES2) or "content" (the same, with flags for what becomes of the contents)."""
+    null_source: bool
+    """Population without a source takes what is in the page already."""
+    removal_filter: str
+    """Which views a punch, release or memory error takes away: "init" (the one the file started with) or "both"."""
     gmem_flags: int
     """Creation flags that exist: GUEST_MEMFD_FLAG_*."""
     init_shared_with_private_memory: bool
@@ -64,6 +74,8 @@ class Profile(NamedTuple):
     """KVM_SEV_SNP_ENABLE_REQ_CERTS exists."""
     vm_types: tuple[VmType, ...]
     caps: Mapping[int, CapValues]
+    cap_names: Mapping[int, str] = MappingProxyType({})
+    """Capabilities whose number means something else here than in `uapi.kvm.Cap`."""
 
     @property
     def vm_types_mask(self) -> int:

@@ -12,6 +12,8 @@ from ..uapi.kvm import (
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_HC_MAP_GPA_RANGE,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
+    KVM_SET_MEMORY_ATTRIBUTES2_ZERO,
     Cap,
     VmType,
 )
@@ -42,6 +44,8 @@ _TYPES = (VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP)
 _TYPES_WITH_TDX = (*_TYPES, VmType.TDX)
 _TYPES_MASK = sum(1 << t for t in _TYPES)
 _BOTH = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+_CONTENT = KVM_SET_MEMORY_ATTRIBUTES2_ZERO | KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
+_RFC_V5_CAP_ATTRIBUTES, _RFC_V5_CAP_FLAGS = 249, 250
 _SNP_POLICY = (
     SNP_POLICY_MASK_API_MINOR
     | SNP_POLICY_MASK_API_MAJOR
@@ -88,6 +92,10 @@ LINUX_6_12 = Profile(
     source="Linux 6.12.117",
     in_place=False,
     vm_attributes=True,
+    vm_attributes_ioctl=True,
+    conversion="vm",
+    null_source=False,
+    removal_filter="init",
     gmem_flags=0,
     init_shared_with_private_memory=False,
     gmem_for_default_vm=False,
@@ -153,6 +161,9 @@ INPLACE_V13 = LINUX_7_3._replace(
     source="[PATCH v13 00/44] 20260910-gmem-inplace-conversion-v13-0-dd6fbf94f4e1, gmem_in_place_conversion=1",
     in_place=True,
     vm_attributes=False,
+    conversion="attributes2",
+    null_source=True,
+    removal_filter="both",
     init_shared_with_private_memory=True,
     gmem_only_slots="always",
     fallocate_counts_blocks=True,
@@ -164,11 +175,39 @@ INPLACE_V13 = LINUX_7_3._replace(
     },
 )
 
+INPLACE_V8 = INPLACE_V13._replace(
+    name="inplace-v8",
+    title="one pool, as posted in June 2026: a slot is served from guest_memfd alone only if the file has MMAP",
+    source="[PATCH v8 00/46] guest_memfd: in-place conversion, 2026-06-18, gmem_in_place_conversion=1",
+    gmem_only_slots="mmap",
+    removal_filter="init",
+)
+
+RFC_V5 = INPLACE_V8._replace(
+    name="rfc-v5",
+    title="one pool; a conversion may say what becomes of the contents: ZERO or PRESERVE",
+    source="[RFC PATCH v5 00/53] guest_memfd: in-place conversion, 2026-04-28, vm_memory_attributes=0",
+    vm_attributes_ioctl=False,
+    conversion="content",
+    caps={
+        **LINUX_7_3.caps,
+        Cap.MEMORY_ATTRIBUTES: _same(0),
+        Cap.GUEST_MEMFD_FLAGS: _same(_BOTH),
+        _RFC_V5_CAP_ATTRIBUTES: CapValues(KVM_MEMORY_ATTRIBUTE_PRIVATE, 0, KVM_MEMORY_ATTRIBUTE_PRIVATE),
+        _RFC_V5_CAP_FLAGS: CapValues(_CONTENT, 0, _CONTENT),
+    },
+    cap_names={
+        _RFC_V5_CAP_ATTRIBUTES: "GUEST_MEMFD_MEMORY_ATTRIBUTES",
+        _RFC_V5_CAP_FLAGS: "GUEST_MEMFD_MEMORY_ATTRIBUTES2_FLAGS",
+    },
+)
+
 LINUX_6_18_SHARED_ONLY = LINUX_6_18._replace(
     name="linux-6.18-shared-only",
     title="as linux-6.18, built without private memory, attributes, pre-faulting and SMM, as some distributions' hosts are",
     source="Linux 6.18, CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES and CONFIG_KVM_SMM off; recorded from a host",
     vm_attributes=False,
+    vm_attributes_ioctl=False,
     vm_types=(VmType.DEFAULT,),
     caps={
         **LINUX_6_18.caps,
@@ -183,7 +222,7 @@ LINUX_6_18_SHARED_ONLY = LINUX_6_18._replace(
 CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY,)}
 """The same kernels built otherwise: for comparing with real ones that are."""
 
-PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, INPLACE_V13)}
+PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, RFC_V5, INPLACE_V8, INPLACE_V13)}
 DEFAULT = INPLACE_V13.name
 
 

@@ -23,6 +23,12 @@ _POPULATE = {
     "locked": "read under the invalidate lock, for the whole range",
     "gup-first": "pinned page by page, before the lock",
 }
+_CONVERSION = {
+    "vm": "KVM_SET_MEMORY_ATTRIBUTES on the VM",
+    "attributes2": "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd",
+    "content": "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd, with ZERO or PRESERVE",
+}
+_REMOVAL = {"init": "the view that the file started with", "both": "both views"}
 _BLOCKS = {True: "what is allocated", False: "always 0"}
 _OVERLAP = {True: "EEXIST", False: "EINVAL"}
 _SIGN = {True: "without sign", False: "as a signed number"}
@@ -35,6 +41,10 @@ def _flags(value: int) -> str:
 FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "in_place": ("pages are converted in place, by an ioctl on the guest_memfd", _YES_NO.__getitem__),
     "vm_attributes": ("private and shared are tracked for the VM, in two pools", _YES_NO.__getitem__),
+    "vm_attributes_ioctl": ("KVM_SET_MEMORY_ATTRIBUTES is known on a VM", _YES_NO.__getitem__),
+    "conversion": ("pages are converted by", lambda v: _CONVERSION.get(v, v)),
+    "null_source": ("population without a source takes what is in the page", _YES_NO.__getitem__),
+    "removal_filter": ("a punch takes from the guest", lambda v: _REMOVAL.get(v, v)),
     "gmem_flags": ("creation flags", _flags),
     "init_shared_with_private_memory": ("INIT_SHARED for VMs with private memory", _YES_NO.__getitem__),
     "gmem_for_default_vm": ("a default VM may have a guest_memfd", _YES_NO.__getitem__),
@@ -56,7 +66,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 """How each field of a profile is worded; a field that isn't here is named as it is in the code."""
 
-_NOT_COMPARED = {"name", "title", "source", "caps"}
+_NOT_COMPARED = {"name", "title", "source", "caps", "cap_names"}
 
 
 def profiles_text(profiles: Iterable[Profile], default: str, style: Style) -> str:
@@ -71,7 +81,7 @@ def profiles_text(profiles: Iterable[Profile], default: str, style: Style) -> st
 
 def capabilities(profile: Profile) -> dict[str, dict[str, int]]:
     """What KVM_CHECK_EXTENSION answers, by name of the capability."""
-    return {_cap_name(number): values._asdict() for number, values in sorted(profile.caps.items())}
+    return {_cap_name(number, profile): values._asdict() for number, values in sorted(profile.caps.items())}
 
 
 class ProfileDiff(NamedTuple):
@@ -126,10 +136,11 @@ def differences(a: Profile, b: Profile) -> ProfileDiff:
         if field not in _NOT_COMPARED and left != right:
             what, words = FIELDS.get(field, (field, str))
             fields.append((what, words(left), words(right)))
+    left_caps, right_caps = _by_name(a), _by_name(b)
     caps = [
-        (_cap_name(number), a.caps.get(number), b.caps.get(number))
-        for number in sorted({*a.caps, *b.caps})
-        if a.caps.get(number) != b.caps.get(number)
+        (name, left_caps.get(name), right_caps.get(name))
+        for name in dict.fromkeys([*left_caps, *right_caps])
+        if left_caps.get(name) != right_caps.get(name)
     ]
     rules = list(catalogue().values())
     only_a = [r for r in rules if r.applies(a) and not r.applies(b)]
@@ -149,7 +160,13 @@ def _grouped(fields: list[tuple[str, str, str]], heads: tuple[str, str], style: 
     return style.bold("behaviour") + "\n" + "".join(lines)
 
 
-def _cap_name(number: int) -> str:
+def _by_name(profile: Profile) -> dict[str, CapValues]:
+    return {_cap_name(number, profile): values for number, values in sorted(profile.caps.items())}
+
+
+def _cap_name(number: int, profile: Profile) -> str:
+    if number in profile.cap_names:
+        return f"KVM_CAP_{profile.cap_names[number]}"
     return f"KVM_CAP_{Cap(number).name}" if number in Cap._value2member_map_ else f"KVM_CAP {number}"
 
 

@@ -19,6 +19,14 @@ def _in_place(profile: Profile) -> bool:
     return profile.in_place
 
 
+def _attributes2(profile: Profile) -> bool:
+    return profile.conversion in ("attributes2", "content")
+
+
+def _content(profile: Profile) -> bool:
+    return profile.conversion == "content"
+
+
 def _mappable(profile: Profile) -> bool:
     return bool(profile.gmem_flags & 1)
 
@@ -158,15 +166,15 @@ ATTR_DISABLED = rule(
     "in-place conversion must exist and be on (kvm.gmem_in_place_conversion=1)",
     _ATTR,
     advice="Without it, set attributes on the VM fd with KVM_SET_MEMORY_ATTRIBUTES.",
-    when=lambda p: not p.in_place,
+    when=lambda p: p.conversion == "vm",
 )
-ATTR_FLAGS = rule("gmem.attributes.flags", EINVAL, "flags must be 0", _ATTR, when=_in_place)
-ATTR_RESERVED = rule("gmem.attributes.reserved", EINVAL, "every reserved word must be 0", _ATTR, when=_in_place)
+ATTR_FLAGS = rule("gmem.attributes.flags", EINVAL, "flags must be 0", _ATTR, when=lambda p: p.conversion == "attributes2")
+ATTR_RESERVED = rule("gmem.attributes.reserved", EINVAL, "every reserved word must be 0", _ATTR, when=_attributes2)
 ATTR_NO_PRIVATE_MEM = rule(
     "gmem.attributes.vm-type", EINVAL, "the VM must be of a type that has private memory", _ATTR, when=_in_place
 )
 ATTR_UNKNOWN = rule(
-    "gmem.attributes.unknown", EINVAL, "no attribute but KVM_MEMORY_ATTRIBUTE_PRIVATE may be set", _ATTR, when=_in_place
+    "gmem.attributes.unknown", EINVAL, "no attribute but KVM_MEMORY_ATTRIBUTE_PRIVATE may be set", _ATTR, when=_attributes2
 )
 ATTR_RANGE = rule(
     "gmem.attributes.range", EINVAL, "size must not be 0, and offset + size must not wrap", _ATTR, when=_in_place
@@ -182,6 +190,21 @@ ATTR_BUSY = rule(
     _ATTR + ", kvm_gmem_is_safe_for_conversion()",
     advice="error_offset names the first such page: drop what holds it (a pin, DMA, vmsplice) and try again.",
     when=_in_place,
+)
+
+# The content flags of RFC v5
+
+_CONTENT = _GMEM + "kvm_gmem_set_attributes() (in-place conversion series, RFC v5)"
+CONTENT_FLAGS = rule("gmem.content.flags", EINVAL, "flags may only have ZERO or PRESERVE", _CONTENT, when=_content)
+CONTENT_BOTH = rule("gmem.content.both", EINVAL, "ZERO and PRESERVE exclude each other", _CONTENT, when=_content)
+CONTENT_UNSUPPORTED = rule(
+    "gmem.content.unsupported",
+    EOPNOTSUPP,
+    "the VM must be able to keep the promise: ZERO only towards shared; PRESERVE towards private, and for guests whose"
+    " memory is encrypted only until the launch is final",
+    _CONTENT,
+    advice="With flags 0 nothing is promised; a guest must then initialize what it takes.",
+    when=_content,
 )
 
 # kvm_gmem_populate

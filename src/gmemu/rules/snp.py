@@ -93,7 +93,7 @@ UPDATE_NO_SOURCE = rule(
     "uaddr must not be 0 unless the type is ZERO",
     _SEV + "snp_launch_update()",
     advice="With in-place conversion 0 means that the page already holds the data.",
-    when=lambda p: p.populate == "gup-first" and not p.in_place,
+    when=lambda p: p.populate == "gup-first" and not p.null_source,
 )
 UPDATE_SOURCE = rule(
     "snp.update.source-unaligned", EINVAL, "uaddr must be page aligned", _SEV + "snp_launch_update()", when=_gup_first

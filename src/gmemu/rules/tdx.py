@@ -119,7 +119,7 @@ REGION_NO_SOURCE = rule(
     EINVAL,
     "source_addr may not be 0: only with in-place conversion is the target page its own source",
     _TDX + "tdx_vcpu_init_mem_region()",
-    when=lambda profile: _gup_first(profile) and not profile.in_place,
+    when=lambda profile: _gup_first(profile) and not profile.null_source,
 )
 REGION_RANGE = rule(
     "tdx.init-mem-region.range",

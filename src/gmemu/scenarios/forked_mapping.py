@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from ..explore.verdict import Kind
 from ..syscalls.emulated import EmulatedDoor
 from .worlds import BUSY, OnePage
 
@@ -17,7 +16,7 @@ class ForkedMapping(OnePage):
     name = "forked-mapping"
     question = "Does a forked child lose the page when its parent converts it?"
     source = "guest-memfd S36"
-    broken_by = {"unmap-current-mm-only": Kind.INVARIANT}
+    broken_by = {"unmap-current-mm-only": "InvariantViolation"}
 
     def tasks(self) -> None:
         self.child = EmulatedDoor(self.host).fork()

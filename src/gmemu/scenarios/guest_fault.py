@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from ..explore.verdict import Kind
 from .worlds import BUSY, OnePage
 
 __all__ = ["ConversionAgainstGuestFault"]
@@ -16,7 +15,7 @@ class ConversionAgainstGuestFault(OnePage):
     name = "guest-fault"
     question = "Can the guest be left with a shared mapping of a page that became private?"
     source = "guest-memfd S11"
-    broken_by = {"store-after-invalidate": Kind.INVARIANT}
+    broken_by = {"store-after-invalidate": "InvariantViolation"}
 
     def tasks(self) -> None:
         self.vcpu = self.vm.create_vcpu()

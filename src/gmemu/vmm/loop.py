@@ -20,8 +20,6 @@ from ..api.vcpu import Exit, Vcpu
 from ..api.vm import Vm
 from ..uapi.errno import EHWPOISON
 from ..uapi.kvm import (
-    GUEST_MEMFD_FLAG_INIT_SHARED,
-    GUEST_MEMFD_FLAG_MMAP,
     KVM_HC_MAP_GPA_RANGE,
     KVM_MAP_GPA_RANGE_ENCRYPTED,
     KVM_MAP_GPA_RANGE_PAGE_SZ_1G,
@@ -31,7 +29,7 @@ from ..uapi.kvm import (
 )
 from .backoff import Backoff
 from .errors import ConversionTimeout, GuestStuck, NoMemoryThere, Poisoned, VmmError
-from .memory import Block, Holder, convert, converter_of, in_blocks, on_guest_memfd
+from .memory import IN_PLACE, Block, Holder, convert, converter_of, in_blocks
 
 if TYPE_CHECKING:
     from ..hw.cpu import Guest
@@ -77,7 +75,7 @@ class Vmm:
     @property
     def in_place(self) -> bool:
         """Whether a page keeps its place when it's converted."""
-        return self._convert is on_guest_memfd
+        return self._convert in IN_PLACE
 
     # Memory
 
@@ -88,7 +86,7 @@ class Vmm:
         shared half, of which the guest begins with the shared one.  `mapped` False: other memory of this process is the
         slot's user address, for contents to be copied from.
         """
-        flags = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED if self.in_place else 0
+        flags = IN_PLACE.get(self._convert, 0)
         gmem = self.vm.create_guest_memfd(size, flags)
         try:
             buffer = gmem.mmap() if self.in_place and mapped else self.kvm.anonymous(size)

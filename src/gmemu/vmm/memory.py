@@ -10,17 +10,23 @@ before it is done meanwhile, and a single page that stays busy is known by name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EAGAIN, EINTR, ENOMEM
+from errno import EAGAIN, EINTR, ENOMEM, EOPNOTSUPP
 from typing import NamedTuple, Protocol
 
 from ..api.guest_memfd import ConversionRefused, GuestMemfd
 from ..api.mapping import Mapping
 from ..api.vm import Vm
-from ..uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, Cap
+from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
+    Cap,
+)
 from .backoff import Backoff
 from .errors import ConversionTimeout, NoMemoryThere
 
-__all__ = ["Block", "Converter", "Holder", "convert", "converter_of", "in_blocks"]
+__all__ = ["IN_PLACE", "Block", "Converter", "Holder", "convert", "converter_of", "in_blocks"]
 
 _TRY_AGAIN = (EAGAIN, EINTR, ENOMEM)
 
@@ -54,10 +60,32 @@ def on_guest_memfd(block: Block, offset: int, size: int, private: bool) -> None:
     (block.gmem.make_private if private else block.gmem.make_shared)(offset, size)
 
 
+def preserving(block: Block, offset: int, size: int, private: bool) -> None:
+    """The same where a conversion says what becomes of the contents (RFC v5): they are kept where the platform can."""
+    attributes = KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
+    try:
+        block.gmem.set_memory_attributes(offset, size, attributes, KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE)
+    except OSError as error:
+        if error.errno != EOPNOTSUPP:
+            raise
+        block.gmem.set_memory_attributes(offset, size, attributes)
+
+
+IN_PLACE: dict[Converter, int] = {
+    on_guest_memfd: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+    preserving: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+}
+"""The converters with which a page keeps its place, each with the creation flags of memory that is shared at first."""
+
+_RFC_V5_CAP_ATTRIBUTES = 249
+
+
 def converter_of(vm: Vm) -> Converter:
     """How the kernel has it: on the guest_memfd where it says so, else on the VM, which selects one of two pools."""
     if vm.check_extension(Cap.GUEST_MEMFD_MEMORY_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         return on_guest_memfd
+    if vm.check_extension(_RFC_V5_CAP_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+        return preserving
 
     def on_vm(block: Block, offset: int, size: int, private: bool) -> None:
         (vm.make_private if private else vm.make_shared)(block.gpa + offset, size)

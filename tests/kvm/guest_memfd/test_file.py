@@ -8,7 +8,7 @@ from errno import EINTR, EINVAL, ENOMEM, EOPNOTSUPP
 import pytest
 
 from gmemu import ExitReason
-from gmemu.kvm.guest_memfd.invalidate import Filter, filter_for_removal
+from gmemu.kvm.guest_memfd.invalidate import Filter
 from gmemu.uapi.kvm import KVM_RUN
 from gmemu.uapi.mman import (
     FALLOC_FL_COLLAPSE_RANGE,
@@ -130,13 +130,13 @@ class TestHoles:
         gmem.punch_hole(0, 4 * PAGE)
 
     def test_which_views_go(self, world: World) -> None:
-        """S22: in place a range may be mixed; else the file is of one kind."""
+        """S22: where pages are converted a range may be mixed, which the series respects since v12."""
         vm = world.vm(0)  # type: ignore[arg-type]
         for flags in (0, 1, 2, 3):
             if flags & ~world.profile.gmem_flags_for(False):
                 continue
-            found = filter_for_removal(world.inode(vm.create_guest_memfd(PAGE, flags)))
-            if world.profile.in_place:
+            found = world.host.design.filter_for_removal(world.inode(vm.create_guest_memfd(PAGE, flags)))
+            if world.profile.removal_filter == "both":
                 assert found == Filter.SHARED | Filter.PRIVATE
             else:
                 assert found == (Filter.SHARED if flags & 2 else Filter.PRIVATE)

@@ -81,6 +81,13 @@ class VmArch:
     def make_private(self, gfn: int, pfn: int, count: int) -> None:
         """kvm_arch_gmem_make_private(): a private page is about to be given to the guest."""
 
+    def content_modes(self, private: bool) -> int:
+        """Which of KVM_SET_MEMORY_ATTRIBUTES2_ZERO and _PRESERVE a conversion in that direction can have (RFC v5)."""
+        return 0
+
+    def content_unspecified(self, pfn: int, count: int) -> None:
+        """Pages were converted and nothing was promised of their contents (RFC v5)."""
+
     def map(self, fault: PageFault) -> RetPf:
         """kvm_tdp_mmu_map() for a fault whose page was found; mmu_lock is held."""
         return self.vm.mmu.map(fault)

@@ -18,6 +18,7 @@ from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_RMP_MASK, PFERR_PR
 from ...uapi.sev import SVM_SEV_FEAT_SECURE_TSC, SVM_SEV_FEAT_SNP_ACTIVE, PspStatus, SevCmd, kvm_sev_cmd, kvm_sev_init
 from ..guest_memfd.fault import kvm_gmem_get_pfn
 from .base import VmArch
+from .content import encrypted_content_modes
 from .snp_ghcb import handle_ghcb_msr, handle_vmgexit
 from .snp_launch import launch_finish, launch_start, launch_update
 
@@ -185,6 +186,9 @@ class SnpVm(VmArch):
             self.platform.rmp_make_private(pfn, gfn, self.asid, immutable=False, count=count)
         except KernelError as error:
             raise rules.MAKE_PRIVATE(str(error)) from error
+
+    def content_modes(self, private: bool) -> int:
+        return encrypted_content_modes(private, final=self.pre_fault_allowed)
 
     # Running
 

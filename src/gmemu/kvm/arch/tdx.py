@@ -24,6 +24,7 @@ from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_PRIVATE_ACCESS
 from ...uapi.tdx import TdAttributes, TdxCmd, TdxStatus, kvm_tdx_cmd, status_text, tdx_operand_busy
 from ..guest_memfd.invalidate import Filter
 from .base import VmArch
+from .content import encrypted_content_modes
 from .tdx_exits import handle_exit
 from .tdx_init import get_capabilities, td_init, vcpu_get_cpuid, vcpu_init
 from .tdx_mem import vcpu_init_mem_region
@@ -263,6 +264,9 @@ class TdxVm(VmArch):
     def synthesize_error_code(self, gfn: int, error_code: int) -> int:
         """__vmx_handle_ept_violation(): an address without the shared bit is accessed privately."""
         return error_code | PFERR_PRIVATE_ACCESS if error_code & PFERR_GUEST_ENC_MASK else error_code
+
+    def content_modes(self, private: bool) -> int:
+        return encrypted_content_modes(private, final=self.pre_fault_allowed)
 
     def map(self, fault: PageFault) -> RetPf:
         """A private fault goes into the mirror and the secure EPT."""

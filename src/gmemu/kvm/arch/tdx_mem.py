@@ -64,7 +64,7 @@ def vcpu_init_mem_region(td: TdxVm, vcpu: Vcpu, cmd: kvm_tdx_cmd) -> None:
 def _check_region(td: TdxVm, region: kvm_tdx_init_mem_region) -> None:
     source, gpa, size = region.source_addr, region.gpa, (region.nr_pages << PAGE_SHIFT) & _U64
     profile = td.vm.profile
-    if not source and profile.populate == "gup-first" and not profile.in_place:
+    if not source and profile.populate == "gup-first" and not profile.null_source:
         raise rules.REGION_NO_SOURCE("source_addr 0")
     last = gpa + size - 1
     wraps = gpa + size > _U64 or not size
@@ -86,7 +86,7 @@ class _Populate:
 
     def post_populate(self, gfn: int, pfn: int, count: int, source: Source | None) -> tuple[int, KernelError | None]:
         """Add and measure `count` pages in turn."""
-        if source is None and not self.td.vm.profile.in_place:
+        if source is None and not self.td.vm.profile.null_source:
             return 0, rules.POPULATE_NO_SOURCE(f"gfn {gfn:#x}")
         done = 0
         while done < count:

@@ -7,6 +7,8 @@ attribute is stored, invalidation ends.  A conversion that fails has unmapped th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...hw.memory import PAGE_SHIFT, PAGE_SIZE
@@ -15,7 +17,7 @@ from ...mm.filemap import PageCache
 from ...mm.uaccess import UserPointer, copy_from_user, copy_to_user
 from ...rules import KernelError
 from ...rules import gmem as rules
-from ...uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_memory_attributes2
+from ...uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_gmem_convert, kvm_memory_attributes2
 from .invalidate import Filter, invalidate_end, invalidate_start
 
 if TYPE_CHECKING:
@@ -43,10 +45,22 @@ def kvm_gmem_set_attributes(file: GmemFile, argp: UserPointer) -> int:
     On failure of the conversion itself (EAGAIN, ENOMEM) `error_offset` (bytes, from the start of the file) is written
     back; when that write fails the result is EFAULT.  On success nothing is written back.
     """
-    mm = file.vm.rt.current.mm
-    attrs = copy_from_user(mm, kvm_memory_attributes2, argp)
+    attrs = copy_from_user(file.vm.rt.current.mm, kvm_memory_attributes2, argp)
     if attrs.flags:
         raise rules.ATTR_FLAGS(f"flags {attrs.flags:#x}")
+    start, end = check_attributes(file, attrs)
+    with writes_error_offset(file, attrs, argp):
+        file.vm.host.design.convert(file.gmem_inode, start, end, attrs.attributes)
+    return 0
+
+
+def set_attributes_disabled(file: GmemFile, argp: UserPointer) -> int:
+    """The ioctl of a kernel that doesn't convert in place."""
+    raise rules.ATTR_DISABLED(f"profile {file.vm.profile.name}")
+
+
+def check_attributes(file: GmemFile, attrs: kvm_memory_attributes2) -> tuple[int, int]:
+    """The checks that come after that of the flags.  Returns the range as file pages [start, end).  Raises EINVAL."""
     if attrs.reserved != _NO_RESERVED:
         raise rules.ATTR_RESERVED(f"reserved {attrs.reserved}")
     if not file.vm.arch.has_private_mem:
@@ -61,29 +75,40 @@ def kvm_gmem_set_attributes(file: GmemFile, argp: UserPointer) -> int:
     inode = file.gmem_inode
     if offset + size > inode.size:
         raise rules.ATTR_EOF(f"offset {offset:#x}, size {size:#x}, file of {inode.size:#x}")
-    start, end = offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+    return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
+
+
+@contextmanager
+def writes_error_offset(
+    file: GmemFile, args: kvm_memory_attributes2 | kvm_gmem_convert, argp: UserPointer
+) -> Iterator[None]:
+    """On a `ConversionError`, copy the structure back with its `error_offset` (bytes) and raise what user space gets."""
     try:
-        file.vm.host.design.convert(inode, start, end, attrs.attributes)
+        yield
     except ConversionError as failed:
-        attrs.error_offset = failed.index << PAGE_SHIFT
-        copy_to_user(mm, argp, attrs)
+        args.error_offset = failed.index << PAGE_SHIFT
+        copy_to_user(file.vm.rt.current.mm, argp, args)
         raise failed.error from None
-    return 0
 
 
 def convert(inode: GmemInode, start: int, end: int, attributes: int) -> None:
     """Give file pages [start, end) the wanted attribute.  Raises `ConversionError`, having changed no attribute."""
+    with inode.mapping.invalidate_lock.exclusive:
+        convert_locked(inode, start, end, attributes)
+
+
+def convert_locked(inode: GmemInode, start: int, end: int, attributes: int) -> None:
+    """`convert` with the invalidate lock held for writing."""
     host, mapping = inode.host, inode.mapping
-    with mapping.invalidate_lock.exclusive:
-        host.rt.reads_each(("attribute", inode), start, end)
-        if inode.attributes.covers(start, end, attributes):
-            return
-        host.design.reserve_attributes(inode, start)
-        if attributes:
-            host.design.take_from_host(inode, start, end)
-        host.design.publish(inode, start, end, attributes)
-        if attributes and mapping.i_mmap and mapping.is_mapped(start, end):
-            raise InvariantViolation(f"file pages {start:#x}-{end:#x} are private and mapped by the host")
+    host.rt.reads_each(("attribute", inode), start, end)
+    if inode.attributes.covers(start, end, attributes):
+        return
+    host.design.reserve_attributes(inode, start)
+    if attributes:
+        host.design.take_from_host(inode, start, end)
+    host.design.publish(inode, start, end, attributes)
+    if attributes and mapping.i_mmap and mapping.is_mapped(start, end):
+        raise InvariantViolation(f"file pages {start:#x}-{end:#x} are private and mapped by the host")
 
 
 def take_from_host(inode: GmemInode, start: int, end: int) -> None:

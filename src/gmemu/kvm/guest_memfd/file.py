@@ -13,9 +13,8 @@ from ...mm.uaccess import UserPointer
 from ...rangemap import RangeMap
 from ...rules import KernelError
 from ...rules import gmem as rules
-from ...uapi.kvm import GUEST_MEMFD_FLAG_MMAP, KVM_SET_MEMORY_ATTRIBUTES2, kvm_create_guest_memfd
+from ...uapi.kvm import GUEST_MEMFD_FLAG_MMAP, kvm_create_guest_memfd
 from ...uapi.mman import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-from .conversion import kvm_gmem_set_attributes
 from .fault import kvm_gmem_fault_user_mapping
 from .inode import LAST_INDEX, GmemInode
 from .invalidate import invalidate_end, invalidate_start
@@ -63,12 +62,11 @@ class GmemFile(File):
         inode.files.append(self)
 
     def ioctl(self, request: int, arg: UserPointer) -> int:
-        """kvm_gmem_ioctl(): conversion is all there is."""
-        if request != KVM_SET_MEMORY_ATTRIBUTES2:
+        """kvm_gmem_ioctl(): conversion is all there is, by the calls that the kernel has for it."""
+        handler = self.vm.host.design.gmem_ioctls.get(request)
+        if handler is None:
             raise rules.IOCTL(f"{request:#x}")
-        if not self.vm.profile.in_place:
-            raise rules.ATTR_DISABLED(f"profile {self.vm.profile.name}")
-        return kvm_gmem_set_attributes(self, arg)
+        return handler(self, arg)
 
     @property
     def can_mmap(self) -> bool:

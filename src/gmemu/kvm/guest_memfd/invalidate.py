@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .file import GmemFile
     from .inode import GmemInode
 
-__all__ = ["Filter", "filter_for_removal", "invalidate_end", "invalidate_start"]
+__all__ = ["Filter", "both_views", "invalidate_end", "invalidate_start", "view_at_creation"]
 
 
 class Filter(Flag):
@@ -23,10 +23,14 @@ class Filter(Flag):
     PRIVATE = 2
 
 
-def filter_for_removal(inode: GmemInode) -> Filter:
-    """What a punch, release or memory error takes away: in place, a range can be mixed."""
-    if inode.host.profile.in_place:
-        return Filter.SHARED | Filter.PRIVATE
+def both_views(inode: GmemInode) -> Filter:
+    """What a punch, release or memory error takes away: where pages are converted, a range can be mixed."""
+    return Filter.SHARED | Filter.PRIVATE
+
+
+def view_at_creation(inode: GmemInode) -> Filter:
+    """The same before anything could be converted.  Kept by the conversion series until v12, it misses what became private
+    since, and TDX or CCA still own the pages that the host gets back (S22)."""
     return Filter.SHARED if inode.init_shared else Filter.PRIVATE
 
 
