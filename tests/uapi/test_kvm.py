@@ -195,8 +195,17 @@ def test_exit_reasons() -> None:
 
 
 def test_vm_types() -> None:
-    assert [t.name for t in VmType] == ["DEFAULT", "SW_PROTECTED", "SEV", "SEV_ES", "SNP", "TDX"]
-    assert [t.value for t in VmType] == list(range(6))
+    assert [t.name for t in VmType] == [
+        "DEFAULT",
+        "SW_PROTECTED",
+        "SEV",
+        "SEV_ES",
+        "SNP",
+        "TDX",
+        "ARM_REALM",
+        "ARM_PROTECTED",
+    ]
+    assert [t.value for t in VmType] == [*range(6), 0x100, 0x80000000]
 
 
 def test_states_and_events() -> None:

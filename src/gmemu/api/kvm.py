@@ -74,9 +74,12 @@ class Kvm(Descriptor):
         """KVM_CHECK_EXTENSION on the device."""
         return self.ioctl(KVM_CHECK_EXTENSION, int(cap))
 
-    def create_vm(self, vm_type: VmType | int = VmType.DEFAULT) -> Vm:
-        """KVM_CREATE_VM.  Raises EINVAL for a type that KVM_CAP_VM_TYPES doesn't report."""
-        fd = self.ioctl(KVM_CREATE_VM, int(vm_type))
+    def create_vm(self, vm_type: VmType | int = VmType.DEFAULT, ipa_bits: int = 0) -> Vm:
+        """KVM_CREATE_VM; on arm64 with the size of the guest's address space (0: 40 bits).
+
+        Raises EINVAL for a type that kernel or processor haven't.
+        """
+        fd = self.ioctl(KVM_CREATE_VM, int(vm_type) | ipa_bits)
         return Vm(self.door, fd, VmType(vm_type), self.ioctl(KVM_GET_VCPU_MMAP_SIZE))
 
     def anonymous(self, size: int, *, shared: bool = False, prot: int = PROT_READ | PROT_WRITE) -> Mapping:

@@ -25,9 +25,11 @@ __all__ = [
     "Access",
     "Cpu",
     "Exit",
+    "ExternalAbort",
     "ExternalInterrupt",
     "GhcbMsr",
     "Guest",
+    "GuestFatal",
     "GuestMemory",
     "Hlt",
     "NestedPageFault",
@@ -35,6 +37,7 @@ __all__ = [
     "PortIo",
     "RmpFault",
     "Shutdown",
+    "Smccc",
     "TdVmcall",
     "UndefinedOpcode",
     "VirtualizationException",
@@ -118,6 +121,13 @@ class TdVmcall(NamedTuple):
     args: tuple[int, ...]
 
 
+class Smccc(NamedTuple):
+    """An Arm guest's HVC or SMC: function id and up to six arguments (SMC Calling Convention)."""
+
+    function: int
+    args: tuple[int, ...]
+
+
 class VpEnterFailed(NamedTuple):
     """TDH.VP.ENTER came back with a status; the guest didn't run, and `completion` is still to be given to it."""
 
@@ -125,7 +135,19 @@ class VpEnterFailed(NamedTuple):
     completion: object
 
 
-Exit = NestedPageFault | Vmmcall | GhcbMsr | Vmgexit | PortIo | Hlt | Shutdown | ExternalInterrupt | TdVmcall | VpEnterFailed
+Exit = (
+    NestedPageFault
+    | Vmmcall
+    | GhcbMsr
+    | Vmgexit
+    | PortIo
+    | Hlt
+    | Shutdown
+    | ExternalInterrupt
+    | TdVmcall
+    | VpEnterFailed
+    | Smccc
+)
 
 
 class VmmCommunication(Exception):
@@ -142,6 +164,18 @@ class VirtualizationException(Exception):
     def __init__(self, gpa: int, why: str) -> None:
         super().__init__(f"#VE at gpa {gpa:#x}: {why}")
         self.gpa, self.why = gpa, why
+
+
+class ExternalAbort(Exception):
+    """A synchronous external abort: an Arm guest touched memory at `ipa` that it mustn't.  Linux guests die of it."""
+
+    def __init__(self, ipa: int, why: str) -> None:
+        super().__init__(f"synchronous external abort at ipa {ipa:#x}: {why}")
+        self.ipa, self.why = ipa, why
+
+
+GuestFatal = VmmCommunication | VirtualizationException | ExternalAbort
+"""What a guest dies of if it doesn't catch it."""
 
 
 class UndefinedOpcode(Exception):
@@ -221,7 +255,7 @@ class Cpu:
         def body() -> Exit:
             try:
                 guest(interface)
-            except (VmmCommunication, VirtualizationException) as exception:
+            except (VmmCommunication, VirtualizationException, ExternalAbort) as exception:
                 return self.fatal_exit(exception)
             return Hlt()
 
@@ -249,7 +283,7 @@ class Cpu:
         assert self._guest is not None
         return self._guest.parent.switch(exit_)
 
-    def fatal_exit(self, exception: VmmCommunication | VirtualizationException) -> Exit:
+    def fatal_exit(self, exception: GuestFatal) -> Exit:
         """What Linux does with a #VC that it can't handle: ask for termination, general reason set, reason 0."""
         self.fatal = exception
         return GhcbMsr(0x100)

@@ -18,6 +18,7 @@ from ..uapi.kvm import (
     Cap,
     VmType,
 )
+from ..uapi.kvm_arm64 import KVM_VM_TYPE_ARM_IPA_SIZE_MASK
 from .vm import Vm, VmFile
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ __all__ = ["VCPU_MMAP_SIZE", "KvmDeviceFile"]
 
 VCPU_MMAP_SIZE = 3 * 4096
 """kvm_run, the pio page, the coalesced MMIO ring."""
+
+ARM64_MIN_PARANGE_BITS = 32
 
 S_IFCHR = 0o020000
 
@@ -78,8 +81,16 @@ class KvmDeviceFile(File):
         return fd
 
     def _new_vm(self, arg: UserPointer) -> Vm:
-        """kvm_create_vm()."""
-        if not isinstance(arg, int) or arg not in self.host.vm_types:
-            raise rules.VM_TYPE(f"type {arg!r}, supported mask {self.host.vm_types_mask:#x}")
+        """kvm_create_vm(); on arm64 kvm_init_ipa_range() reads the size of the address space out of the type."""
+        if not isinstance(arg, int):
+            raise rules.VM_TYPE(f"type {arg!r}")
+        vm_type, ipa_bits, limit = arg, 0, 0
+        if self.host.platform == "arm":
+            vm_type, ipa_bits = arg & ~KVM_VM_TYPE_ARM_IPA_SIZE_MASK, arg & KVM_VM_TYPE_ARM_IPA_SIZE_MASK
+            limit = self.host.profile.caps[Cap.ARM_VM_IPA_SIZE].device
+        if vm_type not in self.host.vm_types:
+            raise rules.VM_TYPE(f"type {arg:#x}; there are {', '.join(t.name for t in self.host.vm_types)}")
+        if ipa_bits and not ARM64_MIN_PARANGE_BITS <= ipa_bits <= limit:
+            raise rules.VM_IPA_BITS(f"{ipa_bits} bits, limit {limit}")
         self.host.allocate("kvm")
-        return Vm(self.host, VmType(arg))
+        return Vm(self.host, VmType(vm_type), ipa_bits)

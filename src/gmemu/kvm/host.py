@@ -13,7 +13,7 @@ from ..mm.memory_failure import memory_failure
 from ..mm.page import Memmap
 from ..mm.process import Process
 from ..mm.swap import LruBatches
-from ..profiles import DEFAULT, Profile, get
+from ..profiles import DEFAULT, Profile, get, on_arm64
 from ..sync import DirectRuntime, Runtime
 from ..uapi.kvm import VmType
 from .design import Design
@@ -29,6 +29,7 @@ __all__ = ["DEFAULT_MEMORY", "PLATFORMS", "Host"]
 PLATFORMS: dict[str, frozenset[VmType]] = {
     "amd": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP}),
     "intel": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.TDX}),
+    "arm": frozenset({VmType.DEFAULT}),
 }
 """Platform -> the VM types that it can run."""
 
@@ -55,6 +56,8 @@ class Host:
         self.profile = get(profile) if isinstance(profile, str) else profile
         if platform not in PLATFORMS:
             raise ValueError(f"there is no platform {platform!r}; there are {', '.join(PLATFORMS)}")
+        if platform == "arm":
+            self.profile = on_arm64(self.profile)
         self.platform = platform
         self.rt = runtime or DirectRuntime()
         self.design = design or Design.of(self.profile)
@@ -99,7 +102,9 @@ class Host:
 
     @property
     def vm_types_mask(self) -> int:
-        """KVM_CAP_VM_TYPES."""
+        """KVM_CAP_VM_TYPES, which only x86 has."""
+        if self.platform == "arm":
+            return 0
         return sum(1 << t for t in self.vm_types)
 
     def allocate(self, site: str) -> None:

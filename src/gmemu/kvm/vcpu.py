@@ -18,7 +18,6 @@ from ..uapi.ioctl import ioctl_type
 from ..uapi.kvm import (
     KVM_MEMORY_ENCRYPT_OP,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
-    KVM_PRE_FAULT_MEMORY,
     KVM_RUN,
     KVM_RUN_EXIT_OFFSET,
     KVMIO,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from .mmu import PageFault
     from .vm import Vm
 
-__all__ = ["Vcpu", "VcpuFile", "create_vcpu"]
+__all__ = ["Vcpu", "VcpuFile", "create_vcpu", "pre_fault_memory"]
 
 _U64 = (1 << 64) - 1
 _EXIT_REASON = kvm_run.OFFSETS["exit_reason"]
@@ -199,19 +198,13 @@ class VcpuFile(File):
                 from .run import vcpu_ioctl_run
 
                 return vcpu_ioctl_run(vcpu, arg)
-            if request == KVM_PRE_FAULT_MEMORY:
-                return _pre_fault_memory(vcpu, arg)
-            if request == KVM_MEMORY_ENCRYPT_OP and vm.profile.vcpu_encrypt_op:
-                return vm.arch.vcpu_mem_enc_op(vcpu, arg)
-            from .regs import IOCTLS
-
-            handler = IOCTLS.get(request)
+            handler = vm.arch.vcpu_ioctl(request)
             if handler is None:
                 raise rules.VCPU_IOCTL(f"{request:#x}")
             return handler(vcpu, arg)
 
 
-def _pre_fault_memory(vcpu: Vcpu, arg: UserPointer) -> int:
+def pre_fault_memory(vcpu: Vcpu, arg: UserPointer) -> int:
     """kvm_vcpu_pre_fault_memory(): 0 if anything was mapped, with the rest written back, even if a later page failed."""
     vm = vcpu.vm
     mm = vm.rt.current.mm

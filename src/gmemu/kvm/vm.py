@@ -45,13 +45,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Vm", "VmFile"]
 
+DEFAULT_IPA_BITS = 40
+"""KVM_PHYS_SHIFT: an arm64 guest's address space, unless KVM_CREATE_VM was asked for another."""
+
 
 class Vm:
     """struct kvm.  Held by its own descriptor, its vCPUs' and its guest_memfds'; destroyed when the last is closed."""
 
-    def __init__(self, host: Host, vm_type: VmType) -> None:
+    def __init__(self, host: Host, vm_type: VmType, ipa_bits: int = 0) -> None:
         self.host, self.profile, self.rt = host, host.profile, host.rt
-        self.vm_type = vm_type
+        self.vm_type, self.ipa_bits = vm_type, ipa_bits or DEFAULT_IPA_BITS
         self.users = 1
         self.mm = host.rt.current.mm
         self.lock = self.rt.mutex("kvm->lock")
@@ -69,7 +72,7 @@ class Vm:
         self.had_memslots = False
         self.mmu = Mmu(self)
         self.attributes: Attributes = GmemAttributes(self) if self.profile.in_place else VmAttributes(self)
-        self.arch = arch_class(vm_type)(self)
+        self.arch = arch_class(host.platform, vm_type)(self)
         self._notifier = KvmMmuNotifier(self)
         self.mm.notifiers.append(self._notifier)
         host.vms.append(self)
@@ -154,7 +157,7 @@ class VmFile(File):
             raise rules.VM_DEAD()
         handler = _IOCTLS.get(request)
         if handler is None:
-            raise rules.VM_IOCTL(f"{request:#x}")
+            return vm.arch.vm_ioctl(request, arg)
         return handler(vm, arg)
 
 
@@ -192,7 +195,7 @@ def _set_region2(vm: Vm, arg: UserPointer) -> int:
 def _set_attributes(vm: Vm, arg: UserPointer) -> int:
     """KVM_SET_MEMORY_ATTRIBUTES exists if the kernel was built with attributes, whether or not they can be set."""
     if not vm.profile.vm_attributes_ioctl:
-        raise rules.VM_IOCTL("KVM_SET_MEMORY_ATTRIBUTES in a kernel that has no attributes of a VM")
+        return vm.arch.vm_ioctl(KVM_SET_MEMORY_ATTRIBUTES, arg)
     vm_ioctl_set_mem_attributes(vm, copy_from_user(vm.rt.current.mm, kvm_memory_attributes, arg))
     return 0
 
@@ -206,7 +209,7 @@ def _enable_cap(vm: Vm, arg: UserPointer) -> int:
     cap = copy_from_user(vm.rt.current.mm, kvm_enable_cap, arg)
     if cap.flags:
         raise rules.ENABLE_CAP_FLAGS(f"flags {cap.flags:#x}")
-    if cap.cap != Cap.EXIT_HYPERCALL:
+    if cap.cap != Cap.EXIT_HYPERCALL or cap.cap not in vm.profile.caps:
         raise rules.ENABLE_CAP(f"capability {cap.cap}")
     if cap.args[0] & ~(1 << KVM_HC_MAP_GPA_RANGE):
         raise rules.ENABLE_CAP_ARGS(f"{cap.args[0]:#x}, allowed {1 << KVM_HC_MAP_GPA_RANGE:#x}")

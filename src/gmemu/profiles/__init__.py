@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
+from .arm64 import on_arm64
 from .profile import CapValues, Profile
 from .table import DEFAULT, PROFILES, get
 
-__all__ = ["DEFAULT", "PROFILES", "CapValues", "Profile", "get"]
+__all__ = ["DEFAULT", "PROFILES", "CapValues", "Profile", "get", "on_arm64"]

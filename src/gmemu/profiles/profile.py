@@ -79,8 +79,8 @@ class Profile(NamedTuple):
 
     @property
     def vm_types_mask(self) -> int:
-        """KVM_CAP_VM_TYPES."""
-        return sum(1 << t for t in self.vm_types)
+        """KVM_CAP_VM_TYPES, which only x86 has."""
+        return sum(1 << t for t in self.vm_types if t <= VmType.TDX)
 
     def gmem_flags_for(self, has_private_mem: bool) -> int:
         """KVM_CAP_GUEST_MEMFD_FLAGS for a VM with or without private memory."""

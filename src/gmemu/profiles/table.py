@@ -158,7 +158,8 @@ LINUX_7_3 = LINUX_6_18._replace(
 INPLACE_V13 = LINUX_7_3._replace(
     name="inplace-v13",
     title="one pool: pages are converted where they are, by an ioctl on the guest_memfd",
-    source="[PATCH v13 00/44] 20260910-gmem-inplace-conversion-v13-0-dd6fbf94f4e1, gmem_in_place_conversion=1",
+    source="[PATCH v13 00/44] 20260910-gmem-inplace-conversion-v13-0-dd6fbf94f4e1, gmem_in_place_conversion=1; "
+    "on Arm with the CCA series, v14",
     in_place=True,
     vm_attributes=False,
     conversion="attributes2",
@@ -167,6 +168,7 @@ INPLACE_V13 = LINUX_7_3._replace(
     init_shared_with_private_memory=True,
     gmem_only_slots="always",
     fallocate_counts_blocks=True,
+    vm_types=(*_TYPES_WITH_TDX, VmType.ARM_REALM),
     caps={
         **LINUX_7_3.caps,
         Cap.MEMORY_ATTRIBUTES: _same(0),
@@ -219,8 +221,15 @@ LINUX_6_18_SHARED_ONLY = LINUX_6_18._replace(
     },
 )
 
-CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY,)}
-"""The same kernels built otherwise: for comparing with real ones that are."""
+LINUX_7_3_CCA = LINUX_7_3._replace(
+    name="linux-7.3-cca",
+    title="as linux-7.3, with the Arm CCA series: realms, in two pools",
+    source="Linux 7.3-rc7 and the Arm CCA series, v14",
+    vm_types=(*_TYPES_WITH_TDX, VmType.ARM_REALM),
+)
+
+CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY, LINUX_7_3_CCA)}
+"""The same kernels built otherwise, or with more in them: for comparing with real ones that are."""
 
 PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, RFC_V5, INPLACE_V8, INPLACE_V13)}
 DEFAULT = INPLACE_V13.name

@@ -18,7 +18,7 @@ __all__ = [
     "rule",
 ]
 
-AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "gmemu")
+AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "arm64", "gmemu")
 
 
 def load_all() -> None:

@@ -52,9 +52,15 @@ VM_BUGGED = rule(
 VM_TYPE = rule(
     "kvm.create-vm.type",
     EINVAL,
-    "the VM type must be one that KVM_CAP_VM_TYPES reports",
+    "the VM type must be one that kernel and processor have (KVM_CAP_VM_TYPES reports them on x86)",
     _X86 + "kvm_arch_init_vm()",
     advice="SEV and SEV-ES are not emulated; use KVM_X86_SNP_VM.",
+)
+VM_IPA_BITS = rule(
+    "kvm.create-vm.ipa-bits",
+    EINVAL,
+    "a guest's address space has 32 bits at least, and no more than KVM_CAP_ARM_VM_IPA_SIZE reports",
+    "arch/arm64/kvm/mmu.c: kvm_init_ipa_range()",
 )
 VCPU_ID = rule(
     "kvm.create-vcpu.id", EINVAL, "a vCPU id must be below KVM_CAP_MAX_VCPU_ID", _MAIN + "kvm_vm_ioctl_create_vcpu()"

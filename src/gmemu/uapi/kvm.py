@@ -207,6 +207,8 @@ class Cap(IntEnum):
     ARM_CACHEABLE_PFNMAP_SUPPORTED = 243
     GUEST_MEMFD_FLAGS = 244
     ARM_SEA_TO_USER = 245
+    # Arm CCA series: 247 in v12, 248 in v13, 249 in v14; all taken by others meanwhile, so it will move.
+    ARM_RMI = 249
     # The conversion series used 249 in v7 and 250 from v8.  7.3-rc7 gives 250 to PPC_COMPAT_CAPS, so a kernel that merges
     # the series may number it otherwise.
     GUEST_MEMFD_MEMORY_ATTRIBUTES = 250
@@ -262,7 +264,11 @@ class ExitReason(IntEnum):
 
 
 class VmType(IntEnum):
-    """KVM_X86_*_VM: the argument of KVM_CREATE_VM on x86, and the bit number in what Cap.VM_TYPES returns."""
+    """What KVM_CREATE_VM is asked for.
+
+    On x86 KVM_X86_*_VM, which are also the bit numbers in what Cap.VM_TYPES returns.  On arm64 a type has its own bits, and
+    the size of the guest's address space beside them (`kvm_arm64`); DEFAULT is the ordinary VM of both.
+    """
 
     DEFAULT = 0
     SW_PROTECTED = 1
@@ -270,6 +276,9 @@ class VmType(IntEnum):
     SEV_ES = 3
     SNP = 4
     TDX = 5
+    ARM_REALM = 1 << 8
+    """Not in 7.3-rc7: the Arm CCA series, v14."""
+    ARM_PROTECTED = 1 << 31
 
 
 class MpState(IntEnum):

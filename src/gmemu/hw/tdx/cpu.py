@@ -18,12 +18,12 @@ from ..cpu import (
     Cpu,
     Exit,
     ExternalInterrupt,
+    GuestFatal,
     NestedPageFault,
     PlainMemory,
     RmpFault,
     TdVmcall,
     VirtualizationException,
-    VmmCommunication,
     VpEnterFailed,
 )
 from ..memory import PAGE_SHIFT
@@ -108,7 +108,7 @@ class TdxCpu(Cpu):
         if self._vp.in_td:
             self.module.vp_exit(self._vp.tdvpr)
 
-    def fatal_exit(self, exception: VmmCommunication | VirtualizationException) -> Exit:
+    def fatal_exit(self, exception: GuestFatal) -> Exit:
         """What Linux does with a #VE that it can't handle: report a fatal error."""
         self.fatal = exception
         return TdVmcall(Tdvmcall.REPORT_FATAL_ERROR, (0, 0, 0, 0))

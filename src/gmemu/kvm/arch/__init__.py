@@ -9,8 +9,12 @@ from .base import VmArch
 __all__ = ["VmArch", "arch_class"]
 
 
-def arch_class(vm_type: VmType) -> type[VmArch]:
-    """The class for a VM type that the profile has."""
+def arch_class(platform: str, vm_type: VmType) -> type[VmArch]:
+    """The class for a VM type that the kernel has on this platform."""
+    if platform == "arm":
+        from .arm64 import ArmVm
+
+        return ArmVm
     if vm_type is VmType.SW_PROTECTED:
         from .sw_protected import SwProtectedVm
 

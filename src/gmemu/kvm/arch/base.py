@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...hw.cpu import Cpu, Exit, GuestMemory, PlainMemory
 from ...mm.uaccess import UserPointer
 from ...rules import kvm as rules
-from ...uapi.kvm import Cap, VmType
+from ...uapi.kvm import KVM_MEMORY_ENCRYPT_OP, KVM_PRE_FAULT_MEMORY, Cap, VmType
 from ..guest_memfd.invalidate import Filter
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..mmu import PageFault, RetPf
     from ..vcpu import Vcpu
     from ..vm import Vm
+
+    VcpuIoctl = Callable[[Vcpu, UserPointer], int]
 
 __all__ = ["VmArch"]
 
@@ -47,6 +50,21 @@ class VmArch:
 
     def vm_destroy(self) -> None:
         """The last reference to the VM is gone; its memory is still there."""
+
+    def vm_ioctl(self, request: int, arg: UserPointer) -> int:
+        """kvm_arch_vm_ioctl(): what only this architecture has."""
+        raise rules.VM_IOCTL(f"{request:#x}")
+
+    def vcpu_ioctl(self, request: int) -> VcpuIoctl | None:
+        """kvm_arch_vcpu_ioctl(): who handles it, with the vCPU's mutex held."""
+        from ..regs import IOCTLS
+        from ..vcpu import pre_fault_memory
+
+        if request == KVM_PRE_FAULT_MEMORY:
+            return pre_fault_memory
+        if request == KVM_MEMORY_ENCRYPT_OP and self.vm.profile.vcpu_encrypt_op:
+            return self.vcpu_mem_enc_op
+        return IOCTLS.get(request)
 
     def mem_enc_op(self, arg: UserPointer) -> int:
         """KVM_MEMORY_ENCRYPT_OP on the VM fd.  Where the machine has SNP, an empty request succeeds on any VM."""
