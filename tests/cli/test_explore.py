@@ -19,7 +19,7 @@ def test_a_scenario_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_variant_that_breaks_it_as_stated_and_its_replay(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "pin", "--variant", "check-before-unmap", "--json"]) == 0
     [run] = json.loads(capsys.readouterr().out)
-    assert (run["verdict"], run["kind"], run["as_stated"]) == ("violated", "AssertionError", True)
+    assert (run["verdict"], run["kind"], run["as_stated"]) == ("violated", "assertion", True)
     assert main(["replay", run["token"]]) == 1
     text = capsys.readouterr().out
     assert "acquire gmem:invalidate_lock" in text

@@ -131,7 +131,7 @@ def philosophers(count: int, *, left_handed: bool = False) -> Callable[[], Progr
 
 def test_philosophers_deadlock_and_one_left_handed_saves_them() -> None:
     result = explore(philosophers(3))
-    assert (result.outcome, result.kind) == (Outcome.VIOLATED, "Deadlock")
+    assert (result.outcome, result.kind) == (Outcome.VIOLATED, "deadlock")
     assert explore(philosophers(3, left_handed=True)).outcome is Outcome.EXHAUSTED
 
 

@@ -13,6 +13,7 @@ from ..explore import explore as search
 from ..explore import replay as run_again
 from ..explore.token import Token
 from ..explore.variants import VARIANTS
+from ..explore.verdict import kind_of
 from ..report.explore import trace_text, verdicts_text, violation_text
 from ..report.table import paragraph, table
 from ..scenarios import CATALOGUE
@@ -115,14 +116,14 @@ def replay(args: Namespace) -> Outcome:
     data = {
         "scenario": token.scenario,
         "variants": list(token.variants),
-        "kind": type(error).__name__ if error else None,
+        "kind": kind_of(error) if error else None,
         "detail": str(error) if error else None,
         "trace": [{"task": names[t.task], "kind": t.step.kind, "what": str(t.step.what)} for t in trace],
         "simulated": True,
     }
 
     def text(style: Style) -> str:
-        end = f"{type(error).__name__}: {error}" if error else "nothing was violated"
+        end = f"{kind_of(error)}: {error}" if error else "nothing was violated"
         return trace_text(trace, names) + "\n" + paragraph(end, style)
 
     return Outcome(data, text, ExitCode.MISMATCH if error else ExitCode.PASS)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
-from .search import Outcome, Result, explore, replay
+from .search import Result, explore, replay
+from .trace import Trace, record
+from .verdict import Kind, Outcome
 
-__all__ = ["Outcome", "Result", "explore", "replay"]
+__all__ = ["Kind", "Outcome", "Result", "Trace", "explore", "record", "replay"]

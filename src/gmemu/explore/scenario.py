@@ -20,6 +20,7 @@ from ..sync import Lockdep
 from ..sync.explored import ExploredRuntime
 from ..syscalls.emulated import EmulatedDoor
 from .variants import apply
+from .verdict import Kind
 
 __all__ = ["PAGE", "Scenario"]
 
@@ -35,8 +36,8 @@ class Scenario:
     question: ClassVar[str]
     """What is asked, in a sentence."""
     source: ClassVar[str]
-    broken_by: ClassVar[dict[str, str]] = {}
-    """variant -> the class of the violation that must be found with it"""
+    broken_by: ClassVar[dict[str, Kind]] = {}
+    """variant -> the kind of violation that must be found with it"""
     profile: ClassVar[str] = "inplace-v13"
     platform: ClassVar[str] = "amd"
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from enum import Enum
 from typing import NamedTuple, Protocol
 
-from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Taken
+from ..sync.explored import ExploredRuntime, NotDeterministic, Observer, Step, Taken
 from .dependence import dependent, races
+from .verdict import Kind, Livelock, Outcome, kind_of
 
-__all__ = ["Livelock", "Outcome", "Result", "World", "explore", "replay"]
+__all__ = ["Result", "World", "explore", "replay"]
 
 
 class World(Protocol):
@@ -33,18 +33,10 @@ class World(Protocol):
         """Let go of what the world took."""
 
 
-class Outcome(Enum):
-    """What a search says."""
-
-    VIOLATED = "violated"
-    EXHAUSTED = "exhausted"
-    INCOMPLETE = "incomplete"
-
-
 class Result(NamedTuple):
     """A verdict with its counts.
 
-    `schedules` were run, `steps` choices made in all.  For a violation: `kind` (the exception's class), `detail`, the
+    `schedules` were run, `steps` choices made in all.  For a violation: `kind`, `detail`, the
     `choices` (task numbers) that lead there and the `trace`.  `states` holds every state reached at an end.
     """
 
@@ -53,14 +45,10 @@ class Result(NamedTuple):
     steps: int
     seconds: float
     states: frozenset[object]
-    kind: str = ""
+    kind: Kind | None = None
     detail: str = ""
     choices: tuple[int, ...] = ()
     trace: tuple[Taken, ...] = ()
-
-
-class Livelock(RuntimeError):
-    """Tasks keep running, each gets its turn, and none comes to an end."""
 
 
 class _Pruned(Exception):
@@ -188,9 +176,7 @@ def explore(
         if error is None:
             return counts
         choices = tuple(node.chosen for node in search.path)
-        return counts._replace(
-            kind=type(error).__name__, detail=str(error), choices=choices, trace=tuple(search.runtime.trace)
-        )
+        return counts._replace(kind=kind_of(error), detail=str(error), choices=choices, trace=tuple(search.runtime.trace))
 
     while True:
         world = build()
@@ -208,7 +194,7 @@ def explore(
             if stop_at_violation:
                 schedules += 1
                 return result(Outcome.VIOLATED, error)
-            states.add(type(error).__name__)
+            states.add(str(kind_of(error)))
         finally:
             world.close()
         schedules += 1
@@ -221,7 +207,9 @@ def explore(
             return result(Outcome.INCOMPLETE)
 
 
-def replay(build: Callable[[], World], choices: tuple[int, ...]) -> tuple[list[Taken], BaseException | None]:
+def replay(
+    build: Callable[[], World], choices: tuple[int, ...], observer: Observer | None = None
+) -> tuple[list[Taken], BaseException | None]:
     """Run once along `choices` (task numbers).  Returns the trace, and the violation if there was one.
 
     Raises `NotDeterministic` where a choice can't be followed.
@@ -240,7 +228,7 @@ def replay(build: Callable[[], World], choices: tuple[int, ...]) -> tuple[list[T
 
     error: BaseException | None = None
     try:
-        world.runtime.run(choose)
+        world.runtime.run(choose, observer)
         world.check()
     except NotDeterministic:
         raise

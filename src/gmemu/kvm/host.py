@@ -131,6 +131,11 @@ class Host:
     gmem_make_shared = gmem_reclaim
     """kvm_arch_gmem_make_shared(): pages become shared where they are.  SNP does the same for both."""
 
+    def owner(self, pfn: int) -> str:
+        """Whose page frame `pfn` is by what the trusted entity keeps (RMP, PAMT), in its own words; empty without one."""
+        platforms = (self._snp, self._tdx)
+        return ", ".join(platform.owner(pfn) for platform in platforms if platform is not None)
+
     def check_quiet(self) -> None:
         """With every VM and process gone, nothing may be left: no page but the zero page and what was leaked on purpose."""
         self.lru.lru_add_drain_all()

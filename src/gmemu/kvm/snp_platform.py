@@ -50,6 +50,11 @@ class SnpPlatform:
         if self.rmp.owned(pfn, count):
             raise InvariantViolation(f"pfn {pfn:#x}: freed while the RMP has it in state {self.rmp.state(pfn).name}")
 
+    def owner(self, pfn: int) -> str:
+        """The page's state in the RMP, and whose it is."""
+        entry, state = self.rmp.lookup(pfn), self.rmp.state(pfn).name
+        return f"{state} asid {entry.asid}" if entry is not None and entry.asid else state
+
     def warn(self, what: str) -> None:
         """WARN()."""
         self.warnings.append(what)

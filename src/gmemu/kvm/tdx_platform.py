@@ -104,6 +104,11 @@ class TdxPlatform:
         """A page that the module keeps is never used again."""
         self.host.memmap.leaked.set(pfn, pfn + 1, True)
 
+    def owner(self, pfn: int) -> str:
+        """The page's type in the PAMT, and the TD that has it."""
+        entry = self.module.pamt.entries[pfn]
+        return f"{entry.type.name} TDR {entry.owner:#x}" if entry is not None else "NDA"
+
     def warn(self, what: str) -> None:
         """WARN_ON_ONCE() and pr_err()."""
         self.warnings.append(what)

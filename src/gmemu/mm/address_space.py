@@ -76,6 +76,9 @@ class AddressSpace:
         self.hwpoison: set[int] = set()
         """virtual pages whose memory went bad while they were mapped (hwpoison entries)"""
         self.notifiers: list[MmuNotifier] = []
+        self.number = memmap.nr_mms
+        """the how-manieth of the machine: mmlist has no order"""
+        memmap.nr_mms += 1
         memmap.mmlist.add(self)
 
     # Mappings

@@ -25,7 +25,7 @@ def memory_failure(memmap: Memmap, pfn: int) -> None:
         raise rules.HWPOISON_AGAIN(f"pfn {pfn:#x}")
     memmap.poisoned.add(pfn)
     memmap.leaked.set(pfn, pfn + 1, True)
-    for mm in list(memmap.mmlist):
+    for mm in sorted(memmap.mmlist, key=lambda mm: mm.number):
         for vpn in mm.find_pfn(pfn):
             mm.hwpoison.add(vpn)
             mm.unmap_page_range(vpn, vpn + 1)

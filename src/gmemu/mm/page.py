@@ -43,6 +43,7 @@ class Memmap:
         self.nr_allocated = 0
         self.mmlist: WeakSet[AddressSpace] = WeakSet()
         """every address space, for those who check what must hold in all of them"""
+        self.nr_mms = 0
         self.caches: WeakSet[PageCache] = WeakSet()
         self._locks: dict[int, Lock] = {}
         self._free: list[tuple[int, int]] = []

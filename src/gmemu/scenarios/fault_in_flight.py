@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from .worlds import BUSY, PRIVATE, OnePage
 
 __all__ = ["FaultInFlight"]
@@ -15,7 +16,7 @@ class FaultInFlight(OnePage):
     name = "fault-in-flight"
     question = "Can a host fault that began before a conversion map the page after it?"
     source = "guest-memfd S09"
-    broken_by = {"no-reference-check": "InvariantViolation"}
+    broken_by = {"no-reference-check": Kind.INVARIANT}
 
     def tasks(self) -> None:
         self.task("convert", self.convert)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from ..syscalls.emulated import EmulatedDoor
 from .worlds import BUSY, OnePage
 
@@ -16,7 +17,7 @@ class ForkedMapping(OnePage):
     name = "forked-mapping"
     question = "Does a forked child lose the page when its parent converts it?"
     source = "guest-memfd S36"
-    broken_by = {"unmap-current-mm-only": "InvariantViolation"}
+    broken_by = {"unmap-current-mm-only": Kind.INVARIANT}
 
     def tasks(self) -> None:
         self.child = EmulatedDoor(self.host).fork()

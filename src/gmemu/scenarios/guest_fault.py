@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from .worlds import BUSY, OnePage
 
 __all__ = ["ConversionAgainstGuestFault"]
@@ -15,7 +16,7 @@ class ConversionAgainstGuestFault(OnePage):
     name = "guest-fault"
     question = "Can the guest be left with a shared mapping of a page that became private?"
     source = "guest-memfd S11"
-    broken_by = {"store-after-invalidate": "InvariantViolation"}
+    broken_by = {"store-after-invalidate": Kind.INVARIANT}
 
     def tasks(self) -> None:
         self.vcpu = self.vm.create_vcpu()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from .worlds import OnePage
 
 __all__ = ["ConversionToSharedAgainstGuestFault"]
@@ -15,7 +16,7 @@ class ConversionToSharedAgainstGuestFault(OnePage):
     name = "guest-fault-to-shared"
     question = "Can the guest be left with a private mapping of a page that became shared?"
     source = "guest-memfd S11"
-    broken_by = {"no-seq-retry": "InvariantViolation", "store-after-invalidate": "InvariantViolation"}
+    broken_by = {"no-seq-retry": Kind.INVARIANT, "store-after-invalidate": Kind.INVARIANT}
 
     def tasks(self) -> None:
         self.convert()

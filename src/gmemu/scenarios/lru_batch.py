@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from ..syscalls.emulated import EmulatedDoor
 from .worlds import OnePage
 
@@ -16,7 +17,7 @@ class LruBatch(OnePage):
     name = "lru-batch"
     question = "Does a page that nobody uses look used because it waits in an LRU batch?"
     source = "guest-memfd S08"
-    broken_by = {"no-lru-drain": "AssertionError"}
+    broken_by = {"no-lru-drain": Kind.ASSERTION}
 
     def tasks(self) -> None:
         writer = EmulatedDoor(self.host).thread("writer", cpu=1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from ..mm.gup import get_user_pages_fast
 from ..uapi.mman import FOLL_LONGTERM, FOLL_PIN
 from .worlds import BUSY, OnePage
@@ -17,7 +18,7 @@ class PinAgainstConversion(OnePage):
     name = "pin"
     question = "Can a page be private while somebody who pinned it when it was shared goes on using it?"
     source = "guest-memfd S09, S10; 3.4"
-    broken_by = {"no-reference-check": "AssertionError", "check-before-unmap": "AssertionError"}
+    broken_by = {"no-reference-check": Kind.ASSERTION, "check-before-unmap": Kind.ASSERTION}
 
     def tasks(self) -> None:
         self.memory[0] = 1

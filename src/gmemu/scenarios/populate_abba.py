@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from .worlds import PAGE, SnpLaunch
 
 __all__ = ["PopulateAgainstHostFault"]
@@ -15,7 +16,7 @@ class PopulateAgainstHostFault(SnpLaunch):
     name = "populate-abba"
     question = "Can populate, a host fault and an mmap writer wait for each other for ever?"
     source = "guest-memfd S01; discussion C"
-    broken_by = {"populate-gup-under-lock": "Deadlock"}
+    broken_by = {"populate-gup-under-lock": Kind.DEADLOCK}
 
     def tasks(self) -> None:
         self.convert(0)

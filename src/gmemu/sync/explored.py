@@ -22,7 +22,7 @@ from .runtime import Atomic, Deadlock, Lock, Runtime, RWLock, Srcu, Task
 if TYPE_CHECKING:
     from .lockdep import Lockdep
 
-__all__ = ["ExploredRuntime", "NotDeterministic", "Schedule", "Step", "Taken"]
+__all__ = ["ExploredRuntime", "NotDeterministic", "Observer", "Schedule", "Step", "Taken", "Thread"]
 
 
 class Step(NamedTuple):
@@ -45,6 +45,10 @@ class Taken(NamedTuple):
 Schedule = Callable[[list[tuple[int, Step]]], int]
 """Given the tasks that can go on (by number, each with its step), in order: which of the list does."""
 
+Observer = Callable[["ExploredRuntime", Taken | None, Any, bool], None]
+"""Called with each step before it takes effect, the greenlet that stopped for it (None: the one that runs), and whether it
+was chosen; with None for a step when no more will be taken."""
+
 
 class NotDeterministic(RuntimeError):
     """The same schedule led elsewhere: a program under exploration may not depend on anything else."""
@@ -58,7 +62,7 @@ def _first(able: list[tuple[int, Step]]) -> int:
     return 0
 
 
-class _Thread:
+class Thread:
     """One task of the run: where it stopped, the step it waits to take, and what `current` is for it."""
 
     __slots__ = ("body", "current", "name", "number", "ready", "step", "where")
@@ -228,12 +232,13 @@ class ExploredRuntime(Runtime):
         self.lockdep = lockdep
         self.trace: list[Taken] = []
         self.waiting: list[tuple[int, Step]] = []
-        self._threads: list[_Thread] = []
-        self._left: list[_Thread] = []
+        self._threads: list[Thread] = []
+        self._left: list[Thread] = []
         self._running: Any = None
         self._hub: Any = None
         self._schedule: Schedule = _first
         self._stopped: BaseException | None = None
+        self._observer: Observer | None = None
 
     # What kernel code sees
 
@@ -288,7 +293,7 @@ class ExploredRuntime(Runtime):
 
     def spawn(self, name: str, body: Callable[[], object]) -> int:
         """Another task for the next `run`.  Returns its number."""
-        self._threads.append(_Thread(len(self._threads), name, body))
+        self._threads.append(Thread(len(self._threads), name, body))
         return len(self._threads) - 1
 
     @property
@@ -296,13 +301,18 @@ class ExploredRuntime(Runtime):
         """The spawned tasks' names, by number."""
         return [thread.name for thread in self._threads]
 
-    def run(self, schedule: Schedule) -> list[Taken]:
+    def stopped_tasks(self) -> list[Thread]:
+        """The tasks that haven't ended, for an observer to look at: where each stopped, and what for."""
+        return list(self._left)
+
+    def run(self, schedule: Schedule, observer: Observer | None = None) -> list[Taken]:
         """Run the spawned tasks to their ends in the order that `schedule` chooses.  Returns the steps taken.
 
         Raises what a task or the schedule raises, or `Deadlock` when none of those left can go on.
         """
         self.trace, self.waiting, self._hub, self._schedule = [], [], getcurrent(), schedule
         outside, self._left, self._stopped = self.current, list(self._threads), None
+        self._observer = observer
         for thread in self._left:
             thread.where, thread.current = greenlet(thread.body), outside
         try:
@@ -318,6 +328,7 @@ class ExploredRuntime(Runtime):
         finally:
             self._running = None
             self.waiting = [(t.number, t.step) for t in self._left]
+            self._observe(None, None, False)
             self._abandon(self._left)
             self.current, self._threads = outside, []
 
@@ -343,7 +354,7 @@ class ExploredRuntime(Runtime):
             self._running, self.current = chosen, chosen.current
             chosen.where.switch()
 
-    def _pick(self) -> _Thread | None:
+    def _pick(self) -> Thread | None:
         """Let the schedule choose, and note the step.  None: the run can't go on, `_stopped` says why."""
         able = [t for t in self._left if t.ready is None or t.ready()]
         try:
@@ -353,15 +364,32 @@ class ExploredRuntime(Runtime):
         except BaseException as stopped:
             self._stopped = stopped
             return None
-        self.trace.append(Taken(chosen.number, chosen.step))
+        taken = Taken(chosen.number, chosen.step)
+        if self._observer is not None:
+            self._observe(taken, None if chosen is self._running else chosen.where, True)
+        self.trace.append(taken)
         return chosen
 
     def record(self, step: Step) -> None:
         """A step that needs no choice: it's in the trace, and that's all."""
         if self._running is not None:
-            self.trace.append(Taken(self._running.number, step))
+            taken = Taken(self._running.number, step)
+            if self._observer is not None:
+                self._observe(taken, None, False)
+            self.trace.append(taken)
 
-    def _deadlock(self, left: list[_Thread]) -> str:
+    def _observe(self, taken: Taken | None, where: Any, chosen: bool) -> None:
+        """Show the observer what comes next.  Whatever it reads takes no steps."""
+        observer, running = self._observer, self._running
+        if observer is None:
+            return
+        self._observer, self._running = None, None
+        try:
+            observer(self, taken, where, chosen)
+        finally:
+            self._observer, self._running = observer, running
+
+    def _deadlock(self, left: list[Thread]) -> str:
         waiting = []
         for thread in left:
             holders: Any = getattr(thread.step.what, "holders", list)()
@@ -369,7 +397,7 @@ class ExploredRuntime(Runtime):
             waiting.append(f"{thread.name} waits to {thread.step.kind} {thread.step.what!r}, held by {held}")
         return "deadlock: " + "; ".join(waiting)
 
-    def _abandon(self, left: list[_Thread]) -> None:
+    def _abandon(self, left: list[Thread]) -> None:
         """Unwind tasks that never got to their end; their clean-up takes no steps."""
         for thread in left:
             if thread.where and not thread.where.dead:
