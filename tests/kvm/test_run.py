@@ -124,6 +124,21 @@ class TestArgumentsAndSignals:
         assert steps == ["stored"]
 
 
+def test_an_exit_can_be_kept(world: World) -> None:
+    """An exit tells what it was also after the next one."""
+    vcpu = world.vm().create_vcpu()
+
+    def guest(cpu: GuestCpu) -> None:
+        cpu.load(0xC0000000, 4)
+        cpu.load(0xD0000000, 8)
+
+    first = vcpu.run(guest)
+    first.answer_mmio(b"1234")
+    second = vcpu.run()
+    assert (first.mmio.phys_addr, first.mmio.len) == (0xC0000000, 4)
+    assert (second.mmio.phys_addr, second.mmio.len) == (0xD0000000, 8)
+
+
 class TestMmio:
     @every_profile
     def test_reads(self, world: World) -> None:

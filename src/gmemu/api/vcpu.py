@@ -15,6 +15,7 @@ from ..uapi.kvm import (
     KVM_PRE_FAULT_MEMORY,
     KVM_RUN,
     KVM_RUN_EXIT_OFFSET,
+    KVM_RUN_EXIT_SIZE,
     KVM_SET_FPU,
     KVM_SET_MSRS,
     KVM_SET_REGS,
@@ -43,18 +44,25 @@ __all__ = ["Exit", "Vcpu"]
 
 S = TypeVar("S", bound=Struct)
 
+_EXIT_REASON = kvm_run.OFFSETS["exit_reason"]
+
 
 class Exit:
-    """Why KVM_RUN came back.  `error` is set when it failed with EFAULT or EHWPOISON and told where (MEMORY_FAULT)."""
+    """Why KVM_RUN came back.  `error` is set when it failed with EFAULT or EHWPOISON and told where (MEMORY_FAULT).
+
+    Reason and details are a copy, so an exit can be kept while the vCPU runs on; answers go to kvm_run, to be given before
+    that.  The bytes of a KVM_EXIT_IO lie outside the union and are read when asked for.
+    """
 
     def __init__(self, run: Mapping, error: KernelError | None) -> None:
         self._run, self.error = run, error
-        raw = run[kvm_run.OFFSETS["exit_reason"] : kvm_run.OFFSETS["exit_reason"] + 4]
-        self.reason = ExitReason(int.from_bytes(raw, "little"))
+        raw = run[_EXIT_REASON : KVM_RUN_EXIT_OFFSET + KVM_RUN_EXIT_SIZE]
+        self.reason = ExitReason(int.from_bytes(raw[:4], "little"))
+        self._union = raw[KVM_RUN_EXIT_OFFSET - _EXIT_REASON :]
 
     def details(self, layout: type[S]) -> S:
         """The exit's member of kvm_run's union."""
-        return layout.unpack_from(self._run[KVM_RUN_EXIT_OFFSET : KVM_RUN_EXIT_OFFSET + layout.SIZE])
+        return layout.unpack_from(self._union)
 
     @property
     def memory_fault(self) -> kvm_exit_memory_fault:
