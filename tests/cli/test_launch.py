@@ -52,7 +52,7 @@ def test_json_in_every_profile(gmemu: Gmemu, image: Path, profile: str) -> None:
     data = gmemu("launch", "snp", "--firmware", image, "--profile", profile, "--json").json
     in_place = PROFILES[profile].in_place
     assert data["simulated"] is True
-    assert (data["profile"], data["flow"]) == (profile, "in-place" if in_place else "copy")
+    assert (data["profile"], data["flow"]) == (profile, "in-place" if PROFILES[profile].null_source else "copy")
     assert data["firmware_origin"] == "given"
     assert data["launched"]["pages_by_state"]["GUEST_VALID"] == data["pages"]
     assert data["after"]["pages_by_state"]["GUEST_VALID"] == data["pages"] + 1
@@ -88,7 +88,7 @@ def test_copying_under_an_in_place_kernel(gmemu: Gmemu, image: Path) -> None:
 def test_in_place_needs_a_kernel_that_has_it(gmemu: Gmemu, image: Path) -> None:
     done = gmemu("launch", "snp", "--firmware", image, "--profile", "linux-7.3", "--flow", "in-place")
     assert (done.code, done.out) == (2, "")
-    assert done.err == "gmemu: profile linux-7.3 has no in-place conversion; use --flow copy\n"
+    assert done.err == "gmemu: profile linux-7.3 can't populate memory with what is in it; use --flow copy\n"
 
 
 def test_firmware_is_found_or_made(gmemu: Gmemu, monkeypatch: pytest.MonkeyPatch) -> None:

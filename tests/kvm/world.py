@@ -29,7 +29,10 @@ DEFAULT, SW_PROTECTED = VmType.DEFAULT, VmType.SW_PROTECTED
 
 T = TypeVar("T")
 
-every_profile = pytest.mark.parametrize("world", list(PROFILES), indirect=True)
+every_profile = pytest.mark.parametrize(
+    "world", [p.name for p in PROFILES.values() if p.conversion != "convert"], indirect=True
+)
+"""Each kernel but that of the RFC of May 2025, whose calls and flags are others: see guest_memfd/test_convert.py."""
 with_vm_ioctl = pytest.mark.parametrize("world", [p.name for p in PROFILES.values() if p.vm_attributes_ioctl], indirect=True)
 two_pools = pytest.mark.parametrize("world", [p.name for p in PROFILES.values() if not p.in_place], indirect=True)
 

@@ -28,7 +28,7 @@ from gmemu.uapi.sev import PspCommand, PspStatus, SnpPageType
 from .oracle import IMAGES, PAGE, extend, installed_image, peer_digest, plan_digest
 
 EPYC_V4 = CPU_SIGS["EPYC-v4"]
-WAYS = [(name, flow) for name, profile in PROFILES.items() for flow in FLOWS if profile.in_place or flow == "copy"]
+WAYS = [(name, flow) for name, profile in PROFILES.items() for flow in FLOWS if profile.null_source or flow == "copy"]
 
 
 def make_plan(vcpus: int = 2, features: int = 0x21, vmm: str = "qemu") -> LaunchPlan:
@@ -167,7 +167,7 @@ def test_a_firmware_that_refuses_says_so() -> None:
 
 
 def test_flows_that_arent_there() -> None:
-    with Kvm.open("linux-7.3") as kvm, pytest.raises(LaunchError, match="in-place conversion"):
+    with Kvm.open("linux-7.3") as kvm, pytest.raises(LaunchError, match="populate memory with what is in it"):
         SnpLaunch(kvm, make_plan(), flow="in-place")
     with Kvm.open() as kvm, pytest.raises(LaunchError, match="'sideways'"):
         SnpLaunch(kvm, make_plan(), flow="sideways")

@@ -138,7 +138,7 @@ def test_progress_and_log(plan: TdxPlan) -> None:
     [
         ({"profile": "linux-6.12", "platform": "intel"}, None, "profile linux-6.12 has no TDX"),
         ({"platform": "amd"}, None, "is of platform amd"),
-        ({"profile": "linux-7.3", "platform": "intel"}, "in-place", "no in-place conversion"),
+        ({"profile": "linux-7.3", "platform": "intel"}, "in-place", "populate memory with what is in it"),
         ({"platform": "intel"}, "sideways", "there is no flow 'sideways'"),
     ],
 )

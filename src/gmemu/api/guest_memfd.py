@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+from errno import EAGAIN, EINTR, ENOMEM
 from typing import TYPE_CHECKING
 
 from ..rules import KernelError
-from ..uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_SET_MEMORY_ATTRIBUTES2, kvm_memory_attributes2
+from ..uapi.kvm import (
+    KVM_GMEM_CONVERT_PRIVATE,
+    KVM_GMEM_CONVERT_SHARED,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    KVM_SET_MEMORY_ATTRIBUTES2,
+    kvm_gmem_convert,
+    kvm_memory_attributes2,
+)
 from ..uapi.mman import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MAP_SHARED, PROT_READ, PROT_WRITE
 from .descriptor import Descriptor
 from .mapping import Mapping
@@ -15,6 +23,8 @@ if TYPE_CHECKING:
     from ..syscalls.door import Door
 
 __all__ = ["ConversionRefused", "GuestMemfd"]
+
+_TELLS_WHERE = (EAGAIN, ENOMEM, EINTR)
 
 
 class ConversionRefused(KernelError):
@@ -28,9 +38,10 @@ class ConversionRefused(KernelError):
 class GuestMemfd(Descriptor):
     """Memory for a guest.  `size` is in bytes; offsets are bytes from the start of the file."""
 
-    def __init__(self, door: Door, fd: int, size: int) -> None:
+    def __init__(self, door: Door, fd: int, size: int, *, convert_ioctls: bool = False) -> None:
+        """`convert_ioctls`: the kernel has KVM_GMEM_CONVERT_SHARED and _PRIVATE instead of KVM_SET_MEMORY_ATTRIBUTES2."""
         super().__init__(door, fd)
-        self.size = size
+        self.size, self._convert_ioctls = size, convert_ioctls
 
     def mmap(
         self,
@@ -50,23 +61,39 @@ class GuestMemfd(Descriptor):
 
         `flags`: KVM_SET_MEMORY_ATTRIBUTES2_ZERO or _PRESERVE where the kernel has them (RFC v5).
         """
-        args = kvm_memory_attributes2(offset=offset, size=size, attributes=attributes, flags=flags)
+        self._set(
+            KVM_SET_MEMORY_ATTRIBUTES2,
+            kvm_memory_attributes2(offset=offset, size=size, attributes=attributes, flags=flags),
+        )
+
+    def convert_shared(self, offset: int, size: int) -> None:
+        """KVM_GMEM_CONVERT_SHARED (RFC of May 2025).  Raises as `set_memory_attributes`."""
+        self._set(KVM_GMEM_CONVERT_SHARED, kvm_gmem_convert(offset=offset, size=size))
+
+    def convert_private(self, offset: int, size: int) -> None:
+        """KVM_GMEM_CONVERT_PRIVATE (RFC of May 2025).  Raises as `set_memory_attributes`."""
+        self._set(KVM_GMEM_CONVERT_PRIVATE, kvm_gmem_convert(offset=offset, size=size))
+
+    def _set(self, request: int, args: kvm_memory_attributes2 | kvm_gmem_convert) -> None:
         buffer = bytearray(args.pack())
         try:
-            self._ioctl(self.fd, KVM_SET_MEMORY_ATTRIBUTES2, buffer)
+            self._ioctl(self.fd, request, buffer)
         except KernelError as error:
-            if error.errno in (11, 12):
-                answer = kvm_memory_attributes2.unpack_from(buffer)
-                raise ConversionRefused(error, answer.error_offset) from None
+            if error.errno in _TELLS_WHERE:
+                raise ConversionRefused(error, type(args).unpack_from(buffer).error_offset) from None
             raise
 
     def make_private(self, offset: int, size: int, flags: int = 0) -> None:
-        """Convert to private: `set_memory_attributes` with KVM_MEMORY_ATTRIBUTE_PRIVATE."""
-        self.set_memory_attributes(offset, size, KVM_MEMORY_ATTRIBUTE_PRIVATE, flags)
+        """Convert to private by the call that the kernel has, with KVM_SET_MEMORY_ATTRIBUTES2_* `flags` where there are."""
+        if self._convert_ioctls:
+            return self.convert_private(offset, size)
+        return self.set_memory_attributes(offset, size, KVM_MEMORY_ATTRIBUTE_PRIVATE, flags)
 
     def make_shared(self, offset: int, size: int, flags: int = 0) -> None:
-        """Convert to shared: `set_memory_attributes` with 0."""
-        self.set_memory_attributes(offset, size, 0, flags)
+        """Convert to shared, as `make_private` the other way."""
+        if self._convert_ioctls:
+            return self.convert_shared(offset, size)
+        return self.set_memory_attributes(offset, size, 0, flags)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """fallocate() with any mode."""

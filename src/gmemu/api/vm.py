@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..uapi.kvm import (
+    KVM_CAP_GMEM_CONVERSION,
     KVM_CHECK_EXTENSION,
     KVM_CREATE_GUEST_MEMFD,
     KVM_CREATE_VCPU,
@@ -61,7 +63,13 @@ class Vm(Descriptor):
     def create_guest_memfd(self, size: int, flags: int = 0) -> GuestMemfd:
         """KVM_CREATE_GUEST_MEMFD.  Raises EINVAL, EMFILE, ENOMEM."""
         args = kvm_create_guest_memfd(size=size & (1 << 64) - 1, flags=flags)
-        return GuestMemfd(self.door, self.ioctl(KVM_CREATE_GUEST_MEMFD, bytearray(args.pack())), size)
+        fd = self.ioctl(KVM_CREATE_GUEST_MEMFD, bytearray(args.pack()))
+        return GuestMemfd(self.door, fd, size, convert_ioctls=self._convert_ioctls)
+
+    @cached_property
+    def _convert_ioctls(self) -> bool:
+        """The kernel is one of the RFC of May 2025."""
+        return bool(self.check_extension(KVM_CAP_GMEM_CONVERSION))
 
     def set_user_memory_region2(
         self,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..uapi.kvm import KVM_SET_MEMORY_ATTRIBUTES2
+from ..uapi.kvm import KVM_GMEM_CONVERT_PRIVATE, KVM_GMEM_CONVERT_SHARED, KVM_SET_MEMORY_ATTRIBUTES2
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
-from .guest_memfd import content, conversion, invalidate, populate
+from .guest_memfd import content, conversion, convert, invalidate, populate
 from .mmu import is_page_fault_stale
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ __all__ = ["Design"]
 _GMEM_IOCTLS: dict[str, dict[int, Callable[[GmemFile, UserPointer], int]]] = {
     "vm": {KVM_SET_MEMORY_ATTRIBUTES2: conversion.set_attributes_disabled},
     "attributes2": {KVM_SET_MEMORY_ATTRIBUTES2: conversion.kvm_gmem_set_attributes},
+    "convert": {
+        KVM_GMEM_CONVERT_SHARED: convert.kvm_gmem_convert_shared,
+        KVM_GMEM_CONVERT_PRIVATE: convert.kvm_gmem_convert_private,
+    },
     "content": {KVM_SET_MEMORY_ATTRIBUTES2: content.kvm_gmem_set_attributes_content},
 }
 

@@ -143,7 +143,7 @@ class DemoGuest(Observer):
 
     def converted(self, gpa: int, size: int, private: bool) -> None:
         """As the profile's kernel has it: on the guest_memfd, where the page is; or on the VM, to the other pool."""
-        call = "KVM_SET_MEMORY_ATTRIBUTES2, guest_memfd" if self.in_place else "KVM_SET_MEMORY_ATTRIBUTES, VM"
+        call = self.launch.profile.conversion_call
         self._saw("vmm", call, f"{size // PAGE_SIZE} page made {'private' if private else 'shared'}")
         if not private:
             self._look("reads the page as it became shared")

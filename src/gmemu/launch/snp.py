@@ -63,11 +63,11 @@ class SnpLaunch:
     ) -> None:
         self.kvm, self.plan, self.policy = kvm, plan, policy
         self.profile: Profile = kvm.host.profile
-        self.flow = flow or ("in-place" if self.profile.in_place else "copy")
+        self.flow = flow or ("in-place" if self.profile.null_source else "copy")
         if self.flow not in FLOWS:
             raise LaunchError(f"there is no flow {self.flow!r}; there are {' and '.join(FLOWS)}")
-        if self.flow == "in-place" and not self.profile.in_place:
-            raise LaunchError(f"profile {self.profile.name} has no in-place conversion; use --flow copy")
+        if self.flow == "in-place" and not self.profile.null_source:
+            raise LaunchError(f"profile {self.profile.name} can't populate memory with what is in it; use --flow copy")
         self.platform: SnpPlatform = kvm.host.snp
         self.calls: list[Call] = []
         self._log, self._progress, self._done = log, progress, 0
@@ -109,7 +109,7 @@ class SnpLaunch:
 
     def create_memory(self) -> None:
         """A guest_memfd and a slot for each region.  In place the memory starts shared; with two pools it's private."""
-        what = "MMAP|INIT_SHARED" if self.profile.in_place else "no flags"
+        what = self.profile.shared_at_first_words
         for region in self.plan.memory_regions():
             self.vmm.add_memory(region.gpa, region.size, mapped=self.flow == "in-place")
             self._called("KVM_CREATE_GUEST_MEMFD", f"{_size(region.size)}, {what}, bound at {region.gpa:#x}")

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ..uapi.kvm import VmType
+from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_PRIVATE,
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_SUPPORT_SHARED,
+    VmType,
+)
 
 __all__ = ["CapValues", "Profile"]
 
@@ -36,13 +41,17 @@ class Profile(NamedTuple):
     """KVM_SET_MEMORY_ATTRIBUTES is known on a VM, whether or not it can set anything."""
     conversion: str
     """By which call pages are converted: "vm" (KVM_SET_MEMORY_ATTRIBUTES on the VM alone), or on the guest_memfd
-    "attributes2" (KVM_SET_MEMORY_ATTRIBUTES2) or "content" (the same, with flags for what becomes of the contents)."""
+    "attributes2" (KVM_SET_MEMORY_ATTRIBUTES2), "content" (the same, with flags for what becomes of the contents) or
+    "convert" (KVM_GMEM_CONVERT_SHARED and _PRIVATE)."""
     null_source: bool
     """Population without a source takes what is in the page already."""
     removal_filter: str
     """Which views a punch, release or memory error takes away: "init" (the one the file started with) or "both"."""
     gmem_flags: int
     """Creation flags that exist: GUEST_MEMFD_FLAG_*."""
+    init_flag: str
+    """What the second creation flag says: "shared" (INIT_SHARED; else the memory starts private) or "private" (INIT_PRIVATE,
+    for memory that can be shared; it starts shared otherwise)."""
     init_shared_with_private_memory: bool
     """INIT_SHARED is allowed for a VM that has private memory."""
     gmem_for_default_vm: bool
@@ -81,6 +90,34 @@ class Profile(NamedTuple):
     def vm_types_mask(self) -> int:
         """KVM_CAP_VM_TYPES, which only x86 has."""
         return sum(1 << t for t in self.vm_types if t <= VmType.TDX)
+
+    @property
+    def shared_at_first(self) -> int:
+        """Creation flags of memory that can be mapped and starts shared; 0 if a VM with private memory can't have it."""
+        if not self.init_shared_with_private_memory:
+            return 0
+        return self.gmem_flags & ~GUEST_MEMFD_FLAG_INIT_PRIVATE if self.init_flag == "private" else self.gmem_flags
+
+    @property
+    def shared_at_first_words(self) -> str:
+        """Those flags by name."""
+        if self.init_flag == "private":
+            return "SUPPORT_SHARED"
+        return "MMAP|INIT_SHARED" if self.shared_at_first else "no flags"
+
+    @property
+    def conversion_call(self) -> str:
+        """The ioctl that converts, and on what."""
+        return {
+            "vm": "KVM_SET_MEMORY_ATTRIBUTES, VM",
+            "convert": "KVM_GMEM_CONVERT_*, guest_memfd",
+        }.get(self.conversion, "KVM_SET_MEMORY_ATTRIBUTES2, guest_memfd")
+
+    def starts_shared(self, flags: int) -> bool:
+        """Whether memory created with `flags` starts shared."""
+        if self.init_flag == "private":
+            return flags & (GUEST_MEMFD_FLAG_SUPPORT_SHARED | GUEST_MEMFD_FLAG_INIT_PRIVATE) == 1
+        return bool(flags & GUEST_MEMFD_FLAG_INIT_SHARED)
 
     def gmem_flags_for(self, has_private_mem: bool) -> int:
         """KVM_CAP_GUEST_MEMFD_FLAGS for a VM with or without private memory."""

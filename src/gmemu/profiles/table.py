@@ -6,8 +6,12 @@ from __future__ import annotations
 import difflib
 
 from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_PRIVATE,
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
+    GUEST_MEMFD_FLAG_SUPPORT_SHARED,
+    KVM_CAP_GMEM_CONVERSION,
+    KVM_CAP_GMEM_SHARED_MEM,
     KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_HC_MAP_GPA_RANGE,
@@ -97,6 +101,7 @@ LINUX_6_12 = Profile(
     null_source=False,
     removal_filter="init",
     gmem_flags=0,
+    init_flag="shared",
     init_shared_with_private_memory=False,
     gmem_for_default_vm=False,
     gmem_only_slots="never",
@@ -204,6 +209,28 @@ RFC_V5 = INPLACE_V8._replace(
     },
 )
 
+RFC_2025_05 = LINUX_6_12._replace(
+    name="rfc-2025-05",
+    title="one pool, converted by two ioctls on the guest_memfd; memory in folios of 2 MiB or 1 GiB",
+    source="[RFC PATCH v2 00/51] 1G page support for guest_memfd, 2025-05-14; capability numbers inferred",
+    in_place=True,
+    vm_attributes=False,
+    conversion="convert",
+    removal_filter="both",
+    gmem_flags=GUEST_MEMFD_FLAG_SUPPORT_SHARED | GUEST_MEMFD_FLAG_INIT_PRIVATE,
+    init_flag="private",
+    init_shared_with_private_memory=True,
+    gmem_for_default_vm=True,
+    gmem_only_slots="mmap",
+    caps={
+        **LINUX_6_12.caps,
+        Cap.MEMORY_ATTRIBUTES: _same(0),
+        KVM_CAP_GMEM_SHARED_MEM: _same(1),
+        KVM_CAP_GMEM_CONVERSION: CapValues(1, 0, 1),
+    },
+    cap_names={KVM_CAP_GMEM_SHARED_MEM: "GMEM_SHARED_MEM", KVM_CAP_GMEM_CONVERSION: "GMEM_CONVERSION"},
+)
+
 LINUX_6_18_SHARED_ONLY = LINUX_6_18._replace(
     name="linux-6.18-shared-only",
     title="as linux-6.18, built without private memory, attributes, pre-faulting and SMM, as some distributions' hosts are",
@@ -231,7 +258,7 @@ LINUX_7_3_CCA = LINUX_7_3._replace(
 CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY, LINUX_7_3_CCA)}
 """The same kernels built otherwise, or with more in them: for comparing with real ones that are."""
 
-PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, RFC_V5, INPLACE_V8, INPLACE_V13)}
+PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, RFC_2025_05, RFC_V5, INPLACE_V8, INPLACE_V13)}
 DEFAULT = INPLACE_V13.name
 
 

@@ -26,6 +26,7 @@ _POPULATE = {
 _CONVERSION = {
     "vm": "KVM_SET_MEMORY_ATTRIBUTES on the VM",
     "attributes2": "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd",
+    "convert": "KVM_GMEM_CONVERT_SHARED and _PRIVATE on the guest_memfd",
     "content": "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd, with ZERO or PRESERVE",
 }
 _REMOVAL = {"init": "the view that the file started with", "both": "both views"}
@@ -46,6 +47,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "null_source": ("population without a source takes what is in the page", _YES_NO.__getitem__),
     "removal_filter": ("a punch takes from the guest", lambda v: _REMOVAL.get(v, v)),
     "gmem_flags": ("creation flags", _flags),
+    "init_flag": ("the second creation flag asks for memory that starts", str),
     "init_shared_with_private_memory": ("INIT_SHARED for VMs with private memory", _YES_NO.__getitem__),
     "gmem_for_default_vm": ("a default VM may have a guest_memfd", _YES_NO.__getitem__),
     "gmem_only_slots": ("slots served from guest_memfd alone", lambda v: _GMEM_ONLY.get(v, v)),

@@ -39,6 +39,13 @@ CREATE_FLAGS = rule(
     "creation flags must be among those that KVM_CAP_GUEST_MEMFD_FLAGS reports for the VM",
     _GMEM + "kvm_gmem_create()",
 )
+CREATE_INIT_PRIVATE = rule(
+    "gmem.create.init-private",
+    EINVAL,
+    "INIT_PRIVATE is only for memory that can be shared: it takes SUPPORT_SHARED",
+    _GMEM + "kvm_gmem_create() (1G page support, RFC v2)",
+    when=lambda p: p.init_flag == "private",
+)
 CREATE_SIZE = rule(
     "gmem.create.size",
     EINVAL,
@@ -190,6 +197,31 @@ ATTR_BUSY = rule(
     _ATTR + ", kvm_gmem_is_safe_for_conversion()",
     advice="error_offset names the first such page: drop what holds it (a pin, DMA, vmsplice) and try again.",
     when=_in_place,
+)
+
+# KVM_GMEM_CONVERT_SHARED and KVM_GMEM_CONVERT_PRIVATE
+
+_CONVERT = _GMEM + "kvm_gmem_ioctl_convert_range() (1G page support, RFC v2)"
+
+
+def _convert(profile: Profile) -> bool:
+    return profile.conversion == "convert"
+
+
+CONVERT_SUPPORT = rule(
+    "gmem.convert.support-shared",
+    ENOTTY,
+    "the file must have been created with SUPPORT_SHARED, and the VM must have private memory",
+    _CONVERT,
+    when=_convert,
+)
+CONVERT_ERROR_OFFSET = rule("gmem.convert.error-offset", EINVAL, "error_offset must be 0 on entry", _CONVERT, when=_convert)
+CONVERT_RESERVED = rule("gmem.convert.reserved", EINVAL, "every reserved word must be 0", _CONVERT, when=_convert)
+CONVERT_RANGE = rule(
+    "gmem.convert.range", EINVAL, "the range must not wrap, and lie within the file", _CONVERT, when=_convert
+)
+CONVERT_UNALIGNED = rule(
+    "gmem.convert.unaligned", EINVAL, "offset and size must be multiples of the page size", _CONVERT, when=_convert
 )
 
 # The content flags of RFC v5

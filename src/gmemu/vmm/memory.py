@@ -19,6 +19,8 @@ from ..api.vm import Vm
 from ..uapi.kvm import (
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
+    GUEST_MEMFD_FLAG_SUPPORT_SHARED,
+    KVM_CAP_GMEM_CONVERSION,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
     Cap,
@@ -71,9 +73,15 @@ def preserving(block: Block, offset: int, size: int, private: bool) -> None:
         block.gmem.set_memory_attributes(offset, size, attributes)
 
 
+def by_convert_ioctls(block: Block, offset: int, size: int, private: bool) -> None:
+    """KVM_GMEM_CONVERT_SHARED and _PRIVATE (RFC of May 2025)."""
+    (block.gmem.convert_private if private else block.gmem.convert_shared)(offset, size)
+
+
 IN_PLACE: dict[Converter, int] = {
     on_guest_memfd: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
     preserving: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
+    by_convert_ioctls: GUEST_MEMFD_FLAG_SUPPORT_SHARED,
 }
 """The converters with which a page keeps its place, each with the creation flags of memory that is shared at first."""
 
@@ -86,6 +94,8 @@ def converter_of(vm: Vm) -> Converter:
         return on_guest_memfd
     if vm.check_extension(_RFC_V5_CAP_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         return preserving
+    if vm.check_extension(KVM_CAP_GMEM_CONVERSION):
+        return by_convert_ioctls
 
     def on_vm(block: Block, offset: int, size: int, private: bool) -> None:
         (vm.make_private if private else vm.make_shared)(block.gpa + offset, size)

@@ -13,7 +13,7 @@ from ...mm.uaccess import UserPointer
 from ...rangemap import RangeMap
 from ...rules import KernelError
 from ...rules import gmem as rules
-from ...uapi.kvm import GUEST_MEMFD_FLAG_MMAP, kvm_create_guest_memfd
+from ...uapi.kvm import GUEST_MEMFD_FLAG_INIT_PRIVATE, GUEST_MEMFD_FLAG_MMAP, kvm_create_guest_memfd
 from ...uapi.mman import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from .fault import kvm_gmem_fault_user_mapping
 from .inode import LAST_INDEX, GmemInode
@@ -35,6 +35,8 @@ def kvm_gmem_create(vm: Vm, args: kvm_create_guest_memfd) -> int:
     supported = vm.profile.gmem_flags_for(vm.arch.has_private_mem)
     if args.flags & ~supported:
         raise rules.CREATE_FLAGS(f"flags {args.flags:#x}, supported {supported:#x}")
+    if vm.profile.init_flag == "private" and args.flags == GUEST_MEMFD_FLAG_INIT_PRIVATE:
+        raise rules.CREATE_INIT_PRIVATE(f"flags {args.flags:#x}")
     if args.size >> 63 or not args.size or args.size & (PAGE_SIZE - 1):
         raise rules.CREATE_SIZE(f"size {args.size:#x}")
     process: Process = vm.rt.current.process

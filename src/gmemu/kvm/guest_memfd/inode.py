@@ -10,7 +10,7 @@ from ...hw.memory import PAGE_SHIFT
 from ...mm.file import S_IFREG, Inode, Stat
 from ...mm.filemap import Folio, PageCache
 from ...rangemap import RangeMap
-from ...uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, KVM_MEMORY_ATTRIBUTE_PRIVATE
+from ...uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 from .invalidate import invalidate_end, invalidate_start
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class GmemInode(Inode):
 
     @property
     def init_shared(self) -> bool:
-        """Created with GUEST_MEMFD_FLAG_INIT_SHARED."""
-        return bool(self.flags & GUEST_MEMFD_FLAG_INIT_SHARED)
+        """It was created so that the host may touch it at first."""
+        return self.host.profile.starts_shared(self.flags)
 
     def private_run(self, index: int, count: int) -> int:
         """How many of the `count` pages from `index` are private in a row (kvm_gmem_is_private_mem)."""
