@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_rules(commands)
     conform.add_parser(commands)
     _add_explore(commands)
+    _add_exec(commands)
     doctor = command(commands, "doctor", "what this machine offers: /dev/kvm, userfaultfd, OVMF, optional packages")
     finish(doctor, "doctor:doctor")
     return parser
@@ -175,3 +176,16 @@ def _add_explore(commands: Commands) -> None:
     finish(replay, "explore:replay")
     variants = command(commands, "variants", "design decisions that can be made otherwise, and what they break")
     finish(variants, "explore:variants")
+
+
+def _add_exec(commands: Commands) -> None:
+    run = command(
+        commands,
+        "exec",
+        "run an unmodified program: it finds an emulated /dev/kvm, and this machine's own is out of its reach",
+        epilog="The exit status is the program's own.  Statically linked programs can't be run.",
+    )
+    add_profile(run, "the kernel to emulate (default: inplace-v13)")
+    run.add_argument("--platform", metavar="X", help="whose processors: amd or intel (default: as this machine's)")
+    run.add_argument("program", metavar="PROGRAM", nargs="...", help="the program and its arguments, after --")
+    finish(run, "exec:program")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from ..rangemap import RangeMap
 
@@ -50,7 +50,7 @@ class PhysicalMemory:
         self.size = size
         self.fd = os.memfd_create("gmemu-memory", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
-        self._bytes = mmap.mmap(self.fd, size)
+        self._bytes = self._map()
         self.keys: RangeMap[int] = RangeMap()
         """pfn -> key the page's bytes were written with (absent: key 0)."""
         self.guards: list[Callable[[int, int, bool], None]] = []
@@ -58,10 +58,20 @@ class PhysicalMemory:
         self.watchers: list[Callable[[int, int], None]] = []
         """Told of each store by the host's software: physical address, length (bytes)."""
 
+    def _map(self) -> mmap.mmap:
+        return mmap.mmap(self.fd, self.size)
+
     def close(self) -> None:
         """Give the memory back."""
         self._bytes.close()
         os.close(self.fd)
+
+    @cached_property
+    def base(self) -> int:
+        """Where in this process's address space physical address 0 is."""
+        import ctypes
+
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
 
     @property
     def view(self) -> memoryview:
@@ -118,7 +128,7 @@ class PhysicalMemory:
             self.write(destination << PAGE_SHIFT, self.read(source << PAGE_SHIFT, count << PAGE_SHIFT))
             return
         self.keys.clear(destination, destination + count)
-        with memoryview(self._bytes) as view:
+        with self.view as view:
             length = count << PAGE_SHIFT
             to, from_ = destination << PAGE_SHIFT, source << PAGE_SHIFT
             view[to : to + length] = view[from_ : from_ + length]

@@ -9,6 +9,7 @@ from weakref import WeakSet
 from ..hw.memory import PhysicalMemory
 from ..invariants import InvariantViolation
 from ..mm.address_space import AddressSpace
+from ..mm.filemap import PageCache
 from ..mm.memory_failure import memory_failure
 from ..mm.page import Memmap
 from ..mm.process import Process
@@ -62,8 +63,7 @@ class Host:
         self.rt = runtime or DirectRuntime()
         self.design = design or Design.of(self.profile)
         self.seed = seed
-        self.memory = PhysicalMemory(memory)
-        self.memmap = Memmap(self.rt, self.memory)
+        self.memory, self.memmap = self.new_memory(memory)
         self.lru = LruBatches(self.memmap)
         self.vms: list[Vm] = []
         self.gmem_inodes: WeakSet[GmemInode] = WeakSet()
@@ -72,6 +72,15 @@ class Host:
         self._snp: SnpPlatform | None = None
         self._tdx: TdxPlatform | None = None
         self.init = self.new_process()
+
+    def new_memory(self, size: int) -> tuple[PhysicalMemory, Memmap]:
+        """The machine's memory, `size` bytes, and the kernel's account of it."""
+        memory = PhysicalMemory(size)
+        return memory, Memmap(self.rt, memory)
+
+    def new_page_cache(self, name: str, pages: int) -> PageCache:
+        """The page cache of an inode that has at most `pages` pages."""
+        return PageCache(self.memmap, self.lru, name)
 
     def new_process(self) -> Process:
         """A process with nothing in it."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..rangemap import RangeMap
 from ..rules import mm as rules
 from .filemap import Folio, PageCache
 
@@ -50,6 +51,8 @@ class File:
     name = "anon_inode"
     noexec = True
     """On a mount that refuses PROT_EXEC."""
+    gate: RangeMap[int] | None = None
+    """file page -> not 0 if processes may not touch it now, for files that refuse some of their pages"""
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode

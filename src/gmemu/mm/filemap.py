@@ -87,7 +87,7 @@ class PageCache:
         None if somebody else's was added first.  As many of the `count` as there is memory for; ENOMEM if for none.
         """
         count = min(count, max(self.memmap.nr_free, 1))
-        runs = self.memmap.alloc(count)
+        runs = self._alloc(index, count)
         folio = Folio(index, *runs[0])
         self.memmap.get(folio.pfn, folio.count)
         self.memmap.folio_lock(folio.pfn)  # before anybody can find it
@@ -106,6 +106,10 @@ class PageCache:
         for pfn, have in runs:
             self.lru.folio_add_lru(self.rt.current.cpu, pfn, have)
         return folio
+
+    def _alloc(self, index: int, count: int) -> list[tuple[int, int]]:
+        """filemap_alloc_folio() for file pages from `index`: runs of (pfn, count)."""
+        return self.memmap.alloc(count)
 
     def unlock_folio(self, folio: Folio) -> None:
         """folio_unlock()."""

@@ -47,7 +47,8 @@ def _get_run(mm: AddressSpace, vpn: int, count: int, flags: int) -> tuple[int, i
             _fault_in(mm, vpn, count, write, flags)
             continue
         pfn = entry[0]
-        have = 1 if pfn == memmap.zero_pfn else min(count, mm.ptes.run(vpn)[1] - vpn)
+        _, end, found = mm.ptes.run(vpn)
+        have = 1 if pfn == memmap.zero_pfn or found is None else min(count, end - vpn)
         if not memmap.try_get(pfn, have, by):
             continue
         if mm.pte(vpn) == entry:

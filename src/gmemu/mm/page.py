@@ -177,4 +177,8 @@ class Memmap:
                     self._locks.pop(page, None)
         self.memory.clear(pfn, count)
         self.nr_allocated -= count
+        self._give_back(pfn, count)
+
+    def _give_back(self, pfn: int, count: int) -> None:
+        """Put free pages where `alloc` finds them."""
         self._free.append((pfn, count))

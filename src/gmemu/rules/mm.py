@@ -75,6 +75,13 @@ MMAP_OFFSET = rule(
 MMAP_FLAGS = rule(
     "mm.mmap.flags", EINVAL, "a mapping must be MAP_SHARED, MAP_SHARED_VALIDATE or MAP_PRIVATE", "mm/mmap.c: do_mmap()"
 )
+MMAP_REAL = rule(
+    "mm.mmap.real",
+    ENOMEM,
+    "this machine's kernel must make the mapping that stands for the emulated one",
+    "gmemu exec",
+    advice="See vm.max_map_count and the process's limits.",
+)
 MMAP_ADDRESS = rule("mm.mmap.address", EINVAL, "a fixed address must be page aligned", "mm/mmap.c: get_unmapped_area()")
 MMAP_TAKEN = rule("mm.mmap.taken", EEXIST, "MAP_FIXED_NOREPLACE must not hit an existing mapping", "mm/mmap.c: do_mmap()")
 MMAP_SPACE = rule("mm.mmap.space", ENOMEM, "the mapping must fit in the address space", "mm/mmap.c: do_mmap()")
@@ -209,3 +216,18 @@ HWPOISON_KEPT = rule(
 # Pages
 
 OUT_OF_MEMORY = rule("mm.page.oom", ENOMEM, "the emulated machine must have a free page", "mm/page_alloc.c")
+
+PAGE_HELD = rule(
+    "mm.page.held",
+    ENOMEM,
+    "in a real process a truncated page's place can't be used again while somebody holds the old page",
+    "gmemu exec",
+    advice="Release the pin first; a real kernel would take another page.",
+)
+MREMAP = rule(
+    "mm.mremap.unsupported",
+    EOPNOTSUPP,
+    "a mapping of an emulated file can't be moved or resized",
+    "gmemu exec",
+    advice="Unmap it and map it anew.",
+)

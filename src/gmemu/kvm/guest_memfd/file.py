@@ -58,6 +58,7 @@ class GmemFile(File):
         self.vm, self.gmem_inode = vm, inode
         self.name = vm.profile.file_name
         self.noexec = vm.profile.anon_inodes_noexec
+        self.gate = inode.attributes
         self.bindings: RangeMap[Memslot] = RangeMap()
         """file page -> the slot that it's bound to"""
         vm.get()

@@ -29,7 +29,7 @@ class GmemInode(Inode):
     mapping: PageCache
 
     def __init__(self, host: Host, size: int, flags: int) -> None:
-        super().__init__(S_IFREG | 0o600, size, PageCache(host.memmap, host.lru, "gmem"))
+        super().__init__(S_IFREG | 0o600, size, host.new_page_cache("gmem", size >> PAGE_SHIFT))
         self.host, self.flags = host, flags
         self.mapping.free_folio = host.gmem_reclaim
         self.mapping.error_remove_folio = self.error_folio

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The emulated machine as it stands inside a real process."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from ..hw.real_memory import ProcessMemory, RealMemory
+from ..kvm.design import Design
+from ..kvm.guest_memfd.file import GmemFile
+from ..kvm.guest_memfd.inode import GmemInode
+from ..kvm.host import Host
+from ..mm.file import File
+from ..mm.filemap import PageCache
+from ..mm.page import Memmap
+from ..mm.process import Process
+from ..mm.real import PlacedPageCache, RealAddressSpace, RealMemmap
+from ..profiles import Profile, get
+from ..rules import mm as rules
+from ..sync import DirectRuntime
+
+__all__ = ["MEMORY", "RealHost", "RealProcess", "RealRuntime"]
+
+MEMORY = 16 << 40
+
+
+class _GuestMode(AbstractContextManager[None]):
+    """Guest mode in which the thread's signals come."""
+
+    def __init__(self, rt: RealRuntime, inner: AbstractContextManager[None]) -> None:
+        self._rt, self._inner = rt, inner
+
+    def __enter__(self) -> None:
+        self._task = self._rt.current
+        self._inner.__enter__()
+        stop = self._rt.stop_of(self._task.process)
+        if stop is not None:
+            self._rt.process_memory.guest_enter(*stop)
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        stopped = self._rt.process_memory.guest_exit()
+        self._inner.__exit__(kind, exc, tb)
+        if stopped:
+            self._rt.current.pending_signals = 1
+
+
+class RealRuntime(DirectRuntime):
+    """Threads are the program's; a guest that runs can be met by the program's signals."""
+
+    def __init__(self, process_memory: ProcessMemory) -> None:
+        super().__init__()
+        self.process_memory = process_memory
+
+    def guest_mode(self) -> AbstractContextManager[None]:
+        return _GuestMode(self, super().guest_mode())
+
+    def stop_of(self, process: Any) -> tuple[int, int] | None:
+        """What stops the guest that this thread is about to run: a C function and its argument."""
+        return None
+
+
+class RealProcess(Process):
+    """The program.  Each emulated file has a real descriptor, so that numbers, dup() and poll() are the real kernel's affair."""
+
+    def __init__(self, mm: RealAddressSpace, process: ProcessMemory) -> None:
+        self._process = process
+        super().__init__(mm)
+
+    def get_unused_fd(self) -> int:
+        try:
+            return os.memfd_create("gmemu", os.MFD_CLOEXEC)
+        except OSError as error:
+            raise rules.TOO_MANY_FDS(error.strerror or "") from error
+
+    def fd_install(self, fd: int, file: File) -> None:
+        if isinstance(file, GmemFile):
+            os.set_inheritable(fd, True)
+            try:
+                os.ftruncate(fd, file.inode.size)
+            except OSError:
+                pass  # only lseek() would tell
+        self.adopt_fd(fd, file)
+
+    def adopt_fd(self, fd: int, file: File) -> None:
+        """A descriptor that exists leads to `file` from here on.  Takes over the caller's reference."""
+        self.files[fd] = file
+        self._process.mark_fd(fd, True)
+
+    def put_unused_fd(self, fd: int) -> None:
+        os.close(fd)
+
+    def close(self, fd: int) -> None:
+        self._process.mark_fd(fd, False)
+        super().close(fd)
+
+    def fork(self) -> Process:
+        raise NotImplementedError("a real process is forked by its own kernel")
+
+
+class RealHost(Host):
+    """One machine, whose only process is the one that it runs in."""
+
+    def __init__(self, profile: str | Profile, process: ProcessMemory, *, platform: str = "amd") -> None:
+        self.process_memory = process
+        profile = get(profile) if isinstance(profile, str) else profile
+        design = Design.of(profile)
+        self._convert = design.convert
+        super().__init__(
+            profile,
+            memory=MEMORY,
+            runtime=RealRuntime(process),
+            design=design._replace(convert=self._convert_and_refresh),
+            platform=platform,
+        )
+
+    def new_memory(self, size: int) -> tuple[RealMemory, Memmap]:
+        memory = RealMemory(size, self.process_memory)
+        return memory, RealMemmap(self.rt, memory)
+
+    def new_page_cache(self, name: str, pages: int) -> PageCache:
+        assert isinstance(self.memmap, RealMemmap)
+        return PlacedPageCache(self.memmap, self.lru, name, pages)
+
+    def new_process(self) -> RealProcess:
+        assert isinstance(self.memmap, RealMemmap)
+        return RealProcess(RealAddressSpace(self.memmap, self.process_memory), self.process_memory)
+
+    def _convert_and_refresh(self, inode: GmemInode, start: int, end: int, attributes: int) -> None:
+        """The conversion; then, as the real page tables have no fault handler of ours behind them, what is shared is mapped."""
+        try:
+            self._convert(inode, start, end, attributes)
+        except BaseException:
+            self._refresh(inode, start, end)
+            raise
+        if not attributes:
+            self._refresh(inode, start, end)
+
+    def _refresh(self, inode: GmemInode, start: int, end: int) -> None:
+        for vma in inode.mapping.i_mmap:
+            first, last = vma.pages_of(start, end)
+            if first < last:
+                assert isinstance(vma.mm, RealAddressSpace)
+                vma.mm.refresh(vma, first, last)

@@ -1,0 +1,476 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The emulated kernel's half: brings the interpreter into the process, and hands system calls to gmemu.exec.kernel.
+ *
+ * Loaded by the preloaded library when the program first asks for KVM; a program that never does pays nothing.  The interpreter is set
+ * up from what `gmemu exec` put into the environment, and not from the program's own Python settings.
+ *
+ * The module `_gmemu_exec` is what Python gets to work with: the process's real memory, and userfaultfd.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "kernel.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define PAGE 4096UL
+
+static const struct gmemu_libc *libc_half;
+static PyObject *calls[GMEMU_NR_CALLS];
+static int uffd = -1;
+static pthread_key_t thread_key;
+static __thread PyThreadState *thread_state;
+
+static const char *const call_names[GMEMU_NR_CALLS] = {
+	"open",	    "close", "dup",  "ioctl", "mmap",  "munmap", "mprotect", "madvise",	 "mremap", "fallocate",
+	"ftruncate", "fstat", "read", "write", "fsync", "fault",  "fork",   "replaced", "exit",
+};
+
+/* A copy between the process's memory and ours, either way.  A page that isn't there is EFAULT, never a signal. */
+static PyObject *copy(int nr, unsigned long address, char *buffer, Py_ssize_t length)
+{
+	struct iovec local = {buffer, (size_t)length}, remote = {(void *)address, (size_t)length};
+	ssize_t done = length ? syscall(nr, getpid(), &local, 1UL, &remote, 1UL, 0UL) : 0;
+
+	if (done == length)
+		Py_RETURN_NONE;
+	errno = EFAULT;
+	return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *memory_read(PyObject *self, PyObject *args)
+{
+	unsigned long address;
+	Py_ssize_t length;
+	PyObject *bytes, *done;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kn", &address, &length))
+		return NULL;
+	bytes = PyBytes_FromStringAndSize(NULL, length);
+	if (!bytes)
+		return NULL;
+	done = copy(SYS_process_vm_readv, address, PyBytes_AS_STRING(bytes), length);
+	if (!done) {
+		Py_DECREF(bytes);
+		return NULL;
+	}
+	Py_DECREF(done);
+	return bytes;
+}
+
+static PyObject *memory_write(PyObject *self, PyObject *args)
+{
+	unsigned long address;
+	Py_buffer data;
+	PyObject *done;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "ky*", &address, &data))
+		return NULL;
+	done = copy(SYS_process_vm_writev, address, data.buf, data.len);
+	PyBuffer_Release(&data);
+	return done;
+}
+
+static PyObject *memory_view(PyObject *self, PyObject *args)
+{
+	unsigned long address;
+	Py_ssize_t length;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kn", &address, &length))
+		return NULL;
+	return PyMemoryView_FromMemory((char *)address, length, PyBUF_WRITE);
+}
+
+static PyObject *answer(long result)
+{
+	if (result < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromUnsignedLong((unsigned long)result);
+}
+
+static PyObject *memory_mmap(PyObject *self, PyObject *args)
+{
+	unsigned long address, length, offset;
+	int prot, flags, fd;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kkiiik", &address, &length, &prot, &flags, &fd, &offset))
+		return NULL;
+	return answer(syscall(SYS_mmap, address, length, prot, flags, fd, offset));
+}
+
+static PyObject *memory_munmap(PyObject *self, PyObject *args)
+{
+	unsigned long address, length;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kk", &address, &length))
+		return NULL;
+	return answer(syscall(SYS_munmap, address, length));
+}
+
+static PyObject *memory_mprotect(PyObject *self, PyObject *args)
+{
+	unsigned long address, length;
+	int prot;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kki", &address, &length, &prot))
+		return NULL;
+	return answer(syscall(SYS_mprotect, address, length, prot));
+}
+
+/* Populating may wait for the program's own userfaultfd, so others run meanwhile. */
+static PyObject *memory_madvise(PyObject *self, PyObject *args)
+{
+	unsigned long address, length;
+	int advice;
+	long result;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kki", &address, &length, &advice))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	result = syscall(SYS_madvise, address, length, advice);
+	Py_END_ALLOW_THREADS
+	return answer(result);
+}
+
+static PyObject *memory_mremap(PyObject *self, PyObject *args)
+{
+	unsigned long address, old, new, to;
+	int flags;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kkkik", &address, &old, &new, &flags, &to))
+		return NULL;
+	return answer(syscall(SYS_mremap, address, old, new, flags, to));
+}
+
+/* userfaultfd: what the process may not touch */
+
+static PyObject *gate_open(PyObject *self, PyObject *args)
+{
+	const unsigned long wanted = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM;
+	struct uffdio_api api = {.api = UFFD_API, .features = wanted};
+	int error;
+
+	(void)self, (void)args;
+	if (uffd >= 0)
+		close(uffd);
+	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+	if (uffd < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	if (ioctl(uffd, UFFDIO_API, &api)) {
+		error = errno;
+		close(uffd);
+		uffd = -1;
+		errno = error;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *gate_register(PyObject *self, PyObject *args)
+{
+	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR};
+	unsigned long address, length;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kk", &address, &length))
+		return NULL;
+	reg.range = (struct uffdio_range){address, length};
+	return answer(ioctl(uffd, UFFDIO_REGISTER, &reg));
+}
+
+static PyObject *gate_unregister(PyObject *self, PyObject *args)
+{
+	unsigned long address, length;
+	struct uffdio_range range;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kk", &address, &length))
+		return NULL;
+	range = (struct uffdio_range){address, length};
+	return answer(ioctl(uffd, UFFDIO_UNREGISTER, &range));
+}
+
+/* Map every page of [address, address + length), which shows `fd` from `offset`: those that are mapped stay, holes are filled. */
+static long map_pages(unsigned long address, unsigned long length, int fd, off_t offset)
+{
+	unsigned long at = 0;
+
+	while (at < length) {
+		struct uffdio_continue go = {.range = {address + at, length - at}};
+
+		if (!ioctl(uffd, UFFDIO_CONTINUE, &go))
+			return 0;
+		if (go.mapped > 0) {
+			at += (unsigned long)go.mapped;
+			continue;
+		}
+		if (errno == EEXIST || errno == EAGAIN) {
+			at += errno == EEXIST ? PAGE : 0;
+		} else if (errno != EFAULT || fallocate(fd, 0, offset + (off_t)at, (off_t)(length - at))) {
+			return -1;
+		}
+	}
+	return 0;
+}
+
+static PyObject *gate_map(PyObject *self, PyObject *args)
+{
+	unsigned long address, length, offset;
+	int fd;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kkik", &address, &length, &fd, &offset))
+		return NULL;
+	return answer(map_pages(address, length, fd, (off_t)offset));
+}
+
+/* libc's half */
+
+static PyObject *mark_fd(PyObject *self, PyObject *args)
+{
+	int fd, ours;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "ip", &fd, &ours))
+		return NULL;
+	libc_half->mark_fd(fd, ours);
+	Py_RETURN_NONE;
+}
+
+static PyObject *watch(PyObject *self, PyObject *args)
+{
+	unsigned long start, end;
+	int on;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kkp", &start, &end, &on))
+		return NULL;
+	if (libc_half->watch(start, end, on)) {
+		errno = ENOMEM;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *guest_enter(PyObject *self, PyObject *args)
+{
+	unsigned long stop, argument;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "kk", &stop, &argument))
+		return NULL;
+	libc_half->guest_enter((void *)stop, (void *)argument);
+	Py_RETURN_NONE;
+}
+
+static PyObject *guest_exit(PyObject *self, PyObject *args)
+{
+	(void)self, (void)args;
+	return PyBool_FromLong(libc_half->guest_exit());
+}
+
+static PyObject *signal_pending(PyObject *self, PyObject *args)
+{
+	(void)self, (void)args;
+	return PyBool_FromLong(libc_half->signal_pending());
+}
+
+static PyMethodDef methods[] = {
+	{"read", memory_read, METH_VARARGS, NULL},
+	{"write", memory_write, METH_VARARGS, NULL},
+	{"view", memory_view, METH_VARARGS, NULL},
+	{"mmap", memory_mmap, METH_VARARGS, NULL},
+	{"munmap", memory_munmap, METH_VARARGS, NULL},
+	{"mprotect", memory_mprotect, METH_VARARGS, NULL},
+	{"madvise", memory_madvise, METH_VARARGS, NULL},
+	{"mremap", memory_mremap, METH_VARARGS, NULL},
+	{"gate_open", gate_open, METH_NOARGS, NULL},
+	{"gate_register", gate_register, METH_VARARGS, NULL},
+	{"gate_unregister", gate_unregister, METH_VARARGS, NULL},
+	{"gate_map", gate_map, METH_VARARGS, NULL},
+	{"mark_fd", mark_fd, METH_VARARGS, NULL},
+	{"watch", watch, METH_VARARGS, NULL},
+	{"guest_enter", guest_enter, METH_VARARGS, NULL},
+	{"guest_exit", guest_exit, METH_NOARGS, NULL},
+	{"signal_pending", signal_pending, METH_NOARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_gmemu_exec", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+static PyObject *make_module(void)
+{
+	return PyModule_Create(&module);
+}
+
+/* Threads: each keeps its thread state from its first call to its end. */
+
+static void thread_ends(void *state)
+{
+	PyEval_RestoreThread(state);
+	PyThreadState_Clear(state);
+	PyThreadState_DeleteCurrent();
+	thread_state = NULL;
+}
+
+static void enter_python(void)
+{
+	if (!thread_state) {
+		thread_state = PyThreadState_New(PyInterpreterState_Main());
+		pthread_setspecific(thread_key, thread_state);
+	}
+	PyEval_RestoreThread(thread_state);
+}
+
+EXPORT long gmemu_kernel_call(enum gmemu_call nr, const long arguments[6])
+{
+	PyObject *numbers[6], *result;
+	long value = -EIO;
+
+	enter_python();
+	for (int i = 0; i < 6; i++)
+		numbers[i] = PyLong_FromUnsignedLong((unsigned long)arguments[i]);
+	result = PyObject_Vectorcall(calls[nr], numbers, 6, NULL);
+	for (int i = 0; i < 6; i++)
+		Py_XDECREF(numbers[i]);
+	if (result) {
+		value = PyLong_AsLong(result);
+		Py_DECREF(result);
+	}
+	if (PyErr_Occurred()) {
+		PyErr_Print(); /* a bug of ours: its story goes to standard error, and the program gets EIO */
+		value = -EIO;
+	}
+	thread_state = PyEval_SaveThread();
+	return value;
+}
+
+EXPORT void gmemu_kernel_fork(enum gmemu_fork stage)
+{
+	switch (stage) {
+	case GMEMU_FORK_BEFORE:
+		enter_python();
+		PyOS_BeforeFork();
+		break;
+	case GMEMU_FORK_PARENT:
+		PyOS_AfterFork_Parent();
+		thread_state = PyEval_SaveThread();
+		break;
+	case GMEMU_FORK_CHILD:
+		PyOS_AfterFork_Child();
+		thread_state = PyEval_SaveThread();
+		break;
+	}
+}
+
+/* Start */
+
+static int complain(const char *what)
+{
+	fprintf(stderr, "gmemu exec: %s\n", what);
+	if (PyErr_Occurred())
+		PyErr_Print();
+	return -1;
+}
+
+/* GMEMU_EXEC_PATH is the module search path of the gmemu that was started, with ':' between. */
+static int set_paths(PyConfig *config)
+{
+	const char *path = getenv("GMEMU_EXEC_PATH"), *program = getenv("GMEMU_EXEC_PYTHON");
+	char *parts, *rest, *part;
+
+	if (!path || !program)
+		return complain("GMEMU_EXEC_PATH and GMEMU_EXEC_PYTHON aren't set: start the program by gmemu exec");
+	if (PyStatus_Exception(PyConfig_SetBytesString(config, &config->program_name, program)))
+		return -1;
+	parts = rest = strdup(path);
+	config->module_search_paths_set = 1;
+	while ((part = strsep(&rest, ":"))) {
+		wchar_t *wide = Py_DecodeLocale(part, NULL);
+
+		if (wide && *part)
+			PyWideStringList_Append(&config->module_search_paths, wide);
+		PyMem_RawFree(wide);
+	}
+	free(parts);
+	return 0;
+}
+
+static int start_python(void)
+{
+	PyConfig config;
+	PyStatus status;
+
+	PyImport_AppendInittab("_gmemu_exec", make_module);
+	PyConfig_InitIsolatedConfig(&config);
+	config.site_import = 0; /* the search path is given, and nothing of a site's start-up files is wanted here */
+	config.install_signal_handlers = 0;
+	config.write_bytecode = 1;
+	if (set_paths(&config)) {
+		PyConfig_Clear(&config);
+		return -1;
+	}
+	status = Py_InitializeFromConfig(&config);
+	PyConfig_Clear(&config);
+	if (PyStatus_Exception(status)) {
+		fprintf(stderr, "gmemu exec: Python doesn't start: %s\n", status.err_msg ? status.err_msg : "no reason given");
+		return -1;
+	}
+	return 0;
+}
+
+static int start_kernel(void)
+{
+	PyObject *kernel = PyImport_ImportModule("gmemu.exec.kernel"), *start, *object;
+
+	if (!kernel)
+		return complain("gmemu.exec.kernel can't be imported");
+	start = PyObject_GetAttrString(kernel, "start");
+	object = start ? PyObject_CallNoArgs(start) : NULL;
+	if (!object)
+		return complain("the emulated kernel doesn't start");
+	for (int i = 0; i < GMEMU_NR_CALLS; i++) {
+		calls[i] = PyObject_GetAttrString(object, call_names[i]);
+		if (!calls[i])
+			return complain(call_names[i]);
+	}
+	return 0;
+}
+
+EXPORT int gmemu_kernel_start(const struct gmemu_libc *libc)
+{
+	int result;
+
+	libc_half = libc;
+	if (Py_IsInitialized())
+		return complain("the program has a Python of its own, and two don't fit into one process: "
+				"run what it does with KVM as a program of its own");
+	if (pthread_key_create(&thread_key, thread_ends))
+		return complain("no thread key is left");
+	if (start_python())
+		return -1;
+	result = start_kernel();
+	thread_state = PyEval_SaveThread();
+	pthread_setspecific(thread_key, NULL); /* the first thread's state is the interpreter's own */
+	return result;
+}

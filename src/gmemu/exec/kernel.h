@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What the preloaded library and the kernel beneath it have to say to each other.
+ *
+ * preload.c knows no Python: it sits in front of libc, tells which calls are for the emulated kernel, and lets all others through.
+ * kernel.c is loaded when the program first asks for KVM.  It brings the interpreter along, and calls gmemu.exec.kernel.
+ */
+#ifndef GMEMU_EXEC_KERNEL_H
+#define GMEMU_EXEC_KERNEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* The system calls that are handed to the emulated kernel.  gmemu.exec.kernel has a method for each, in this order. */
+enum gmemu_call {
+	GMEMU_OPEN,	  /* path, flags */
+	GMEMU_CLOSE,	  /* fd */
+	GMEMU_DUP,	  /* fd, new fd, which exists already */
+	GMEMU_IOCTL,	  /* fd, request, arg */
+	GMEMU_MMAP,	  /* address, length, prot, flags, fd, offset */
+	GMEMU_MUNMAP,	  /* address, length */
+	GMEMU_MPROTECT,	  /* address, length, prot */
+	GMEMU_MADVISE,	  /* address, length, advice */
+	GMEMU_MREMAP,	  /* address, old length, new length, flags, new address */
+	GMEMU_FALLOCATE,  /* fd, mode, offset, length */
+	GMEMU_FTRUNCATE,  /* fd, length */
+	GMEMU_FSTAT,	  /* fd, struct stat * */
+	GMEMU_READ,	  /* fd, buffer, length, offset or -1 */
+	GMEMU_WRITE,	  /* fd, buffer, length, offset or -1 */
+	GMEMU_FSYNC,	  /* fd */
+	GMEMU_FAULT,	  /* address: 0 if the access may be tried again */
+	GMEMU_FORK,	  /* 0: about to fork; 1: done, in the parent; 2: in the child */
+	GMEMU_REPLACED,	  /* address, length: other memory has taken this place */
+	GMEMU_EXIT,	  /* the process ends */
+	GMEMU_NR_CALLS,
+};
+
+/* The emulated kernel doesn't know the path: the machine's own kernel is to be asked. */
+#define GMEMU_NOT_OURS (-4096L)
+
+/* What the preloaded library does for the kernel; none of it is intercepted. */
+struct gmemu_libc {
+	/* Descriptor `fd` leads to a file of the emulated kernel (1), or no longer does (0). */
+	void (*mark_fd)(int fd, int ours);
+	/* Calls that change the mappings in [start, end) are the emulated kernel's, or no longer are. */
+	int (*watch)(uintptr_t start, uintptr_t end, int on);
+	/* While a guest runs, signals are let in; one that has a handler stops the guest first. */
+	void (*guest_enter)(void *stop, void *argument);
+	int (*guest_exit)(void);
+	/* Whether signals that the program wants to hear of are waiting for this thread. */
+	int (*signal_pending)(void);
+};
+
+/*
+ * kernel.c: start the interpreter and the emulated kernel.  Returns 0, or -1 having said why on standard error.
+ */
+int gmemu_kernel_start(const struct gmemu_libc *libc);
+
+/* kernel.c: one system call.  Returns its result or a negative errno. */
+long gmemu_kernel_call(enum gmemu_call call, const long arguments[6]);
+
+/* kernel.c: what Python has to know of a fork, in the thread that forks: no other may be inside the interpreter then. */
+enum gmemu_fork { GMEMU_FORK_BEFORE, GMEMU_FORK_PARENT, GMEMU_FORK_CHILD };
+void gmemu_kernel_fork(enum gmemu_fork stage);
+
+#endif

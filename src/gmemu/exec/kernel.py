@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The emulated kernel inside the program: kernel.c calls the methods of what `start` returns.
+
+Each takes the six words of a system call and returns its result, or the errno as a negative number.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from errno import EFAULT, EIO
+from functools import wraps
+from typing import TYPE_CHECKING
+
+from ..mm.uaccess import read_user, write_user
+from ..rules import KernelError, MemoryFault
+from ..uapi.kvm import KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2
+from . import devices
+from .door import RealDoor
+from .host import RealHost, RealProcess
+from .settings import Settings
+from .stat import stat
+
+if TYPE_CHECKING:
+    from ..hw.real_memory import ProcessMemory
+
+__all__ = ["ExecKernel", "start"]
+
+NOT_OURS = -4096
+_U32 = 0xFFFFFFFF
+_LONGEST = 1 << 20
+"""bytes that one read() or write() of an emulated file moves at most"""
+
+Call = Callable[..., int]
+
+
+def _errno(call: Call) -> Call:
+    """`call`, with what it raises as a negative errno."""
+
+    @wraps(call)
+    def wrapped(self: ExecKernel, *words: int) -> int:
+        try:
+            return call(self, *words)
+        except MemoryFault:
+            return -EFAULT
+        except OSError as error:
+            return -(error.errno or EIO)
+
+    return wrapped
+
+
+def _signed(word: int) -> int:
+    """A register as C's int."""
+    word &= _U32
+    return word - (1 << 32) if word >> 31 else word
+
+
+class ExecKernel:
+    """System calls of the program."""
+
+    def __init__(self, settings: Settings, real: ProcessMemory) -> None:
+        self.settings, self.real = settings, real
+        self.host = RealHost(settings.profile, real, platform=settings.platform)
+        self.door = RealDoor(self.host)
+        process = self.door.process
+        assert isinstance(process, RealProcess)
+        self.process = process
+
+    # Files
+
+    @_errno
+    def open(self, path: int, flags: int, *_: int) -> int:
+        name = self._string(path)
+        fd = devices.open_path(self, name)
+        if fd is None:
+            return NOT_OURS
+        os.set_inheritable(fd, not flags & os.O_CLOEXEC)
+        return fd
+
+    def _string(self, address: int) -> str:
+        """A path at `address`: read to the end of its page at most, then on."""
+        text = b""
+        while b"\0" not in text and len(text) < 4096:
+            text += read_user(self.door.mm, address + len(text), 4096 - (address + len(text)) % 4096)
+        return os.fsdecode(text.split(b"\0")[0])
+
+    @_errno
+    def close(self, fd: int, *_: int) -> int:
+        self.door.close(fd)
+        return 0
+
+    @_errno
+    def dup(self, fd: int, copy: int, *_: int) -> int:
+        self.process.adopt_fd(copy, self.process.file(fd).get())
+        return copy
+
+    @_errno
+    def ioctl(self, fd: int, request: int, arg: int, *_: int) -> int:
+        request &= _U32
+        if request == KVM_RUN:
+            return self._run(fd, arg)
+        result = self.door.ioctl(fd, request, arg)
+        if request in (KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2):
+            self._watch_slots()
+        return result
+
+    def _run(self, fd: int, arg: int) -> int:
+        """KVM_RUN is what a signal interrupts: one that waits already, or one that comes while the guest runs."""
+        task = self.door.task_of_thread()
+        task.pending_signals = int(self.real.signal_pending())
+        try:
+            return self.door.ioctl(fd, KVM_RUN, arg)
+        finally:
+            task.pending_signals = 0
+
+    def _watch_slots(self) -> None:
+        """Hear of what becomes of the program's memory that guests have."""
+        for vm in self.host.vms:
+            for slots in vm.memslots:
+                for slot in slots.by_id.values():
+                    self.real.watch(slot.userspace_addr, slot.userspace_addr + (slot.npages << 12), True)
+
+    @_errno
+    def fallocate(self, fd: int, mode: int, offset: int, length: int, *_: int) -> int:
+        self.door.fallocate(fd, mode & _U32, offset, length)
+        return 0
+
+    @_errno
+    def ftruncate(self, fd: int, length: int, *_: int) -> int:
+        self.door.ftruncate(fd, length)
+        return 0
+
+    @_errno
+    def fstat(self, fd: int, buffer: int, *_: int) -> int:
+        """The real descriptor's answer is there already; what the emulated file knows better is put over it."""
+        mine = self.door.fstat(fd)
+        there = stat.unpack_from(read_user(self.door.mm, buffer, stat.SIZE))
+        there.st_mode, there.st_size = mine.mode, mine.size
+        there.st_blksize, there.st_blocks = mine.blksize, mine.blocks
+        there.st_rdev = devices.rdev(self.process.file(fd))
+        write_user(self.door.mm, buffer, there.pack())
+        return 0
+
+    @_errno
+    def read(self, fd: int, buffer: int, length: int, offset: int, *_: int) -> int:
+        length = min(length, _LONGEST)
+        whole = self._offset(offset) is None
+        data = self.door.read(fd, length) if whole else self.door.pread(fd, length, offset)
+        write_user(self.door.mm, buffer, data)
+        return len(data)
+
+    @_errno
+    def write(self, fd: int, buffer: int, length: int, offset: int, *_: int) -> int:
+        data = read_user(self.door.mm, buffer, min(length, _LONGEST))
+        whole = self._offset(offset) is None
+        return self.door.write(fd, data) if whole else self.door.pwrite(fd, data, offset)
+
+    @staticmethod
+    def _offset(word: int) -> int | None:
+        return None if word == (1 << 64) - 1 else word
+
+    @_errno
+    def fsync(self, fd: int, *_: int) -> int:
+        self.door.fsync(fd)
+        return 0
+
+    # Memory
+
+    @_errno
+    def mmap(self, address: int, length: int, prot: int, flags: int, fd: int, offset: int) -> int:
+        return self.door.mmap(address, length, prot, flags & _U32, _signed(fd), offset)
+
+    @_errno
+    def munmap(self, address: int, length: int, *_: int) -> int:
+        self.door.munmap(address, length)
+        return 0
+
+    @_errno
+    def mprotect(self, address: int, length: int, prot: int, *_: int) -> int:
+        self.door.mprotect(address, length, prot)
+        return 0
+
+    @_errno
+    def madvise(self, address: int, length: int, advice: int, *_: int) -> int:
+        self.door.madvise(address, length, _signed(advice))
+        return 0
+
+    @_errno
+    def mremap(self, address: int, old: int, new: int, flags: int, to: int, *_: int) -> int:
+        return self.door.mremap(address, old, new, flags, to)
+
+    @_errno
+    def replaced(self, address: int, length: int, *_: int) -> int:
+        self.door.replaced(address, length)
+        return 0
+
+    @_errno
+    def fault(self, address: int, *_: int) -> int:
+        self.door.access_again(address)
+        return 0
+
+    # Life
+
+    @_errno
+    def fork(self, stage: int, *_: int) -> int:
+        return 0
+
+    @_errno
+    def exit(self, *_: int) -> int:
+        return 0
+
+
+def start() -> ExecKernel:
+    """The emulated machine, as `gmemu exec` ordered it (environment)."""
+    import _gmemu_exec  # type: ignore[import-not-found]
+
+    return ExecKernel(Settings.from_environment(os.environ), _gmemu_exec)
+
+

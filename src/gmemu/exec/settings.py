@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `gmemu exec` tells the emulated kernel, which starts in another process: by environment variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..profiles import DEFAULT
+
+__all__ = ["Settings"]
+
+_PREFIX = "GMEMU_EXEC_"
+
+
+class Settings(NamedTuple):
+    """Which machine the program shall find."""
+
+    profile: str = DEFAULT
+    platform: str = "amd"
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables to set."""
+        return {_PREFIX + name.upper(): value for name, value in self._asdict().items()}
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """What the variables say."""
+        given = {name: environment[_PREFIX + name.upper()] for name in cls._fields if _PREFIX + name.upper() in environment}
+        return cls(**given)
