@@ -42,10 +42,18 @@ def _parameter(kernel: ExecKernel, path: str) -> int:
 def module_parameters(kernel: ExecKernel) -> dict[str, dict[str, str]]:
     """The parameters that KVM's modules have: module -> name -> value."""
     vendor, on = _MODULES[kernel.host.platform]
-    common = {"tdp_mmu": "Y", "force_emulation_prefix": "0", "enable_pmu": "N", "eager_page_split": "Y", "nx_huge_pages": "N"}
+    common = {
+        "tdp_mmu": "Y",
+        "force_emulation_prefix": "0",
+        "enable_pmu": "N",
+        "eager_page_split": "Y",
+        "nx_huge_pages": "N",
+    }
     if kernel.host.profile.in_place:
         common["gmem_in_place_conversion"] = "Y"
-    off = dict.fromkeys(("nested", "avic", "sev", "sev_es", "sev_snp", "pml", "enable_apicv", "emulate_invalid_guest_state"), "N")
+    off = dict.fromkeys(
+        ("nested", "avic", "sev", "sev_es", "sev_snp", "pml", "enable_apicv", "emulate_invalid_guest_state"), "N"
+    )
     if vendor == "kvm_amd":
         off["sev_snp"] = off["sev_es"] = off["sev"] = "Y"
     return {"kvm": common, vendor: off | dict.fromkeys(on, "Y")}

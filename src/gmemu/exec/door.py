@@ -9,8 +9,8 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.address_space import TASK_SIZE_PAGES
 from ..mm.real import RealAddressSpace
 from ..rules import mm as rules
-from ..syscalls.emulated import EmulatedDoor
 from ..sync import Task
+from ..syscalls.emulated import EmulatedDoor
 from ..uapi import mman
 from .host import RealHost
 

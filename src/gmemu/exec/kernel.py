@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING
 
 from ..mm.uaccess import read_user, write_user
-from ..rules import KernelError, MemoryFault
+from ..rules import MemoryFault
 from ..uapi.kvm import KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2
 from . import devices
 from .door import RealDoor
@@ -215,5 +215,3 @@ def start() -> ExecKernel:
     import _gmemu_exec  # type: ignore[import-not-found]
 
     return ExecKernel(Settings.from_environment(os.environ), _gmemu_exec)
-
-

@@ -31,7 +31,9 @@ def find_program(name: str) -> Path:
 
 def _check(path: Path, mode: int) -> None:
     if mode & (stat.S_ISUID | stat.S_ISGID):
-        raise ProgramError(f"{path} is set-user-ID, and the dynamic linker preloads nothing into such: run a copy without it")
+        raise ProgramError(
+            f"{path} is set-user-ID, and the dynamic linker preloads nothing into such: run a copy without it"
+        )
     with path.open("rb") as file:
         head = file.read(64)
         if head.startswith(b"#!"):

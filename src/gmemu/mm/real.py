@@ -11,7 +11,7 @@ from __future__ import annotations
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..hw.real_memory import ProcessMemory, RealMemory
 from ..rangemap import RangeMap
-from ..rules import BusError, SegmentationFault
+from ..rules import SegmentationFault
 from ..rules import mm as rules
 from ..sync import Runtime
 from ..uapi.mman import MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_FIXED, MAP_SHARED
@@ -164,13 +164,10 @@ class RealAddressSpace(AddressSpace):
     def _map_real(self, vma: Vma) -> None:
         """Pages that the file hasn't are mapped from an empty file: to touch them is SIGBUS."""
         assert vma.mapping is not None
-        first, have = _place(vma)
-        have = min(have, vma.end - vma.start)
+        first, have = _place(vma)[0], _placed_end(vma) - vma.start
         if have > 0:
             fd, offset = self.memory.fd, first << PAGE_SHIFT
-            self._process.mmap(
-                vma.start << PAGE_SHIFT, have << PAGE_SHIFT, vma.prot, MAP_SHARED | MAP_FIXED, fd, offset
-            )
+            self._process.mmap(vma.start << PAGE_SHIFT, have << PAGE_SHIFT, vma.prot, MAP_SHARED | MAP_FIXED, fd, offset)
         if vma.start + max(have, 0) < vma.end:
             self._map_nothing(vma.start + max(have, 0), vma.end, vma.prot)
         self._gated.clear(vma.start, vma.end)
@@ -213,8 +210,7 @@ class RealAddressSpace(AddressSpace):
         if not _is_gated(vma):
             return
         shift = vma.pgoff - vma.start
-        last = min(end, vma.start + _place(vma)[1])
-        for s, e, private in vma.file.gate.spans(start + shift, last + shift):  # type: ignore[union-attr]
+        for s, e, private in vma.file.gate.spans(start + shift, min(end, _placed_end(vma)) + shift):  # type: ignore[union-attr]
             if private:
                 self._deny(vma, s - shift, e - shift)
             else:
@@ -222,14 +218,14 @@ class RealAddressSpace(AddressSpace):
 
     def _deny(self, vma: Vma, start: int, end: int) -> None:
         """Take pages away: register what isn't, then unmap."""
-        end = min(end, vma.start + _place(vma)[1])
+        end = min(end, _placed_end(vma))
         if start >= end:
             return
         if not self._has_gate:
             self._process.gate_open()
             self._has_gate = True
         first = max(start - start % CHUNK, vma.start)
-        last = min(end + -end % CHUNK, vma.start + _place(vma)[1])
+        last = min(end + -end % CHUNK, _placed_end(vma))
         fresh = [(s, e) for s, e, gated in self._gated.spans(first, last) if not gated]
         for s, e in fresh:
             self._process.gate_register(s << PAGE_SHIFT, e - s << PAGE_SHIFT)
@@ -326,6 +322,11 @@ def _is_gated(vma: Vma) -> bool:
     return getattr(vma.file, "gate", None) is not None
 
 
+def _placed_end(vma: Vma) -> int:
+    """One past the last virtual page of the mapping that the file has."""
+    return min(vma.end, vma.start + _place(vma)[1])
+
+
 def _place(vma: Vma) -> tuple[int, int]:
     """Where in the machine's memory the mapping begins (pfn), and how many pages from there are the file's."""
     mapping = vma.mapping
@@ -336,5 +337,3 @@ def _place(vma: Vma) -> tuple[int, int]:
     assert mapping is not None
     _, end, delta = mapping.pages.run(vma.pgoff)
     return (0, 0) if delta is None else (vma.pgoff + delta, end - vma.pgoff)
-
-

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* In-place conversion as a C program sees it: who may touch which page, and when. */
+#include "gmem.h"
+
+#define PAGES 8UL
+#define SIZE (PAGES * PAGE)
+#define LARGE (8UL << 20)
+
+static unsigned char *setup(uint64_t size, uint64_t flags, int *fd)
+{
+	make_vm(SW_PROTECTED);
+	catch_bus_errors();
+	*fd = make_gmem(size, flags);
+	return map_gmem(*fd, size);
+}
+
+static void private_at_start(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP, &fd);
+
+	expect_private(at, SIZE);
+	convert(fd, 0, SIZE, SHARED);
+	expect_shared(at, SIZE);
+	for (unsigned i = 0; i < SIZE; i++)
+		CHECK(at[i] == 0, "byte %u", i);
+	memset(at, 0x5a, SIZE);
+	convert(fd, 0, SIZE, PRIVATE);
+	expect_private(at, SIZE);
+	convert(fd, 0, SIZE, SHARED);
+	for (unsigned i = 0; i < SIZE; i++)
+		CHECK(at[i] == 0x5a, "byte %u lost its contents", i);
+}
+
+static void shared_at_start(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	memset(at, 0xa5, SIZE);
+	convert(fd, 0, SIZE, PRIVATE);
+	expect_private(at, SIZE);
+}
+
+static void one_among_many(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	for (unsigned i = 0; i < PAGES; i++)
+		memset(at + i * PAGE, (int)i + 1, PAGE);
+	for (unsigned one = 0; one < PAGES; one++) {
+		convert(fd, one * PAGE, PAGE, PRIVATE);
+		for (unsigned i = 0; i < PAGES; i++) {
+			CHECK(is_bus_error(at + i * PAGE, false) == (i == one), "page %u while %u is private", i, one);
+			if (i != one)
+				CHECK(at[i * PAGE] == i + 1);
+		}
+		convert(fd, one * PAGE, PAGE, SHARED);
+		CHECK(at[one * PAGE] == one + 1);
+	}
+}
+
+static void large_and_fragmented(void)
+{
+	int fd;
+	unsigned char *at = setup(LARGE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	for (uint64_t i = 0; i < LARGE; i += PAGE)
+		*(uint64_t *)(at + i) = i;
+	for (uint64_t i = 0; i < LARGE; i += 2 * PAGE)
+		convert(fd, i, PAGE, PRIVATE);
+	for (uint64_t i = 0; i < LARGE; i += 2 * PAGE) {
+		CHECK(is_bus_error(at + i, true));
+		CHECK(*(uint64_t *)(at + i + PAGE) == i + PAGE);
+	}
+	convert(fd, 0, LARGE, SHARED);
+	for (uint64_t i = 0; i < LARGE; i += PAGE)
+		CHECK(*(uint64_t *)(at + i) == i);
+	convert(fd, 2UL << 20, 4UL << 20, PRIVATE);
+	for (uint64_t i = 0; i < LARGE; i += PAGE)
+		CHECK(is_bus_error(at + i, false) == (i >= 2UL << 20 && i < 6UL << 20));
+}
+
+static void before_allocation(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	convert(fd, PAGE, PAGE, PRIVATE);
+	CHECK(!is_bus_error(at, true) && is_bus_error(at + PAGE, true) && !is_bus_error(at + 2 * PAGE, true));
+	convert(fd, PAGE, PAGE, SHARED);
+	CHECK(at[PAGE] == 0);
+}
+
+static void truncation(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	memset(at, 1, SIZE);
+	convert(fd, PAGE, PAGE, PRIVATE);
+	CHECK(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2 * PAGE) == 0);
+	CHECK(at[0] == 0 && at[2 * PAGE] == 1);
+	CHECK(is_bus_error(at + PAGE, false), "punching doesn't change the attribute");
+	convert(fd, PAGE, PAGE, SHARED);
+	CHECK(at[PAGE] == 0, "what was punched is zero");
+	at[PAGE] = 7;
+	CHECK(at[PAGE] == 7);
+	FAILS(EINVAL, ftruncate(fd, 0));
+}
+
+static void system_calls(void)
+{
+	int fd, p[2];
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	CHECK(pipe(p) == 0);
+	convert(fd, 0, PAGE, PRIVATE);
+	FAILS(EFAULT, write(p[1], at, 16));
+	CHECK(write(p[1], at + PAGE, 16) == 16, "a page that was never touched is mapped by the system call");
+	CHECK(read(p[0], at + 2 * PAGE, 16) == 16);
+	FAILS(EFAULT, ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, at));
+	struct create_guest_memfd *args = (void *)(at + PAGE);
+	args->size = PAGE;
+	int other = ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, args);
+	CHECK(other >= 0);
+}
+
+static void second_mapping(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	int copy = dup(fd);
+	unsigned char *part = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, copy, PAGE);
+
+	CHECK(part != MAP_FAILED);
+	at[PAGE] = 3;
+	CHECK(part[0] == 3);
+	convert(copy, PAGE, PAGE, PRIVATE);
+	CHECK(is_bus_error(at + PAGE, false) && is_bus_error(part, false) && !is_bus_error(part + PAGE, false));
+	CHECK(munmap(at, SIZE) == 0 && close(fd) == 0);
+	convert(copy, PAGE, PAGE, SHARED);
+	CHECK(part[0] == 3);
+	CHECK(munmap(part, PAGE) == 0);
+	convert(copy, 2 * PAGE, PAGE, PRIVATE);
+	CHECK(is_bus_error(part + PAGE, false));
+	unsigned char *late = map_gmem(copy, SIZE);
+	CHECK(is_bus_error(late + 2 * PAGE, false) && late[PAGE] == 3);
+}
+
+static void partial_unmap_and_replace(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	convert(fd, 0, SIZE, PRIVATE);
+	CHECK(mmap(at + PAGE, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at + PAGE);
+	CHECK(!is_bus_error(at + PAGE, true) && is_bus_error(at, true) && is_bus_error(at + 2 * PAGE, true));
+	convert(fd, 0, SIZE, SHARED);
+	CHECK(at[0] == 0 && at[PAGE] == 1 && at[2 * PAGE] == 0);
+}
+
+static void errors(void)
+{
+	int fd;
+	uint64_t where;
+
+	setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	CHECK(try_convert(fd, 1, PAGE, PRIVATE, NULL) == EINVAL);
+	CHECK(try_convert(fd, 0, 0, PRIVATE, NULL) == EINVAL);
+	CHECK(try_convert(fd, 0, SIZE + PAGE, PRIVATE, &where) == EINVAL && where == ~0UL);
+	CHECK(try_convert(fd, 0, PAGE, 4, NULL) == EINVAL);
+	CHECK(mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE, fd, 0) == MAP_FAILED && errno == EINVAL);
+	char byte;
+	CHECK(read(fd, &byte, 1) == -1 && write(fd, &byte, 1) == -1 && pread(fd, &byte, 1, 0) == -1);
+	struct stat st;
+	CHECK(fstat(fd, &st) == 0 && st.st_size == (off_t)SIZE && st.st_blksize == (blksize_t)PAGE);
+	FAILS(EINVAL, ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &(struct create_guest_memfd){.size = PAGE + 1}));
+}
+
+static void lifetime(void)
+{
+	int fd;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	at[0] = 9;
+	convert(fd, PAGE, PAGE, PRIVATE);
+	CHECK(close(fd) == 0 && close(vm_fd) == 0 && close(kvm_fd) == 0);
+	CHECK(at[0] == 9 && is_bus_error(at + PAGE, false), "the mapping keeps the file");
+	FAILS(EBADF, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, NULL));
+	CHECK(munmap(at, SIZE) == 0);
+	make_vm(SW_PROTECTED);
+	fd = make_gmem(SIZE, GMEM_MMAP | GMEM_INIT_SHARED);
+	at = map_gmem(fd, SIZE);
+	CHECK(at[0] == 0, "memory that was another file's is zero");
+}
+
+/* Threads: four touch pages while one converts them.  Each access either works on the page's own bytes, or is SIGBUS. */
+
+#define ROUNDS 300
+static unsigned char *race_at;
+static atomic_bool race_over;
+static atomic_ulong touched, refused;
+
+static void *toucher(void *argument)
+{
+	unsigned seed = (unsigned)(uintptr_t)argument;
+
+	while (!race_over) {
+		unsigned page = (unsigned)rand_r(&seed) % PAGES;
+
+		if (is_bus_error(race_at + page * PAGE + 8 * (uintptr_t)argument, true)) {
+			refused++;
+		} else {
+			CHECK(race_at[page * PAGE + PAGE - 1] == page + 1 || is_bus_error(race_at + page * PAGE, false));
+			touched++;
+		}
+	}
+	return NULL;
+}
+
+static void threads(void)
+{
+	pthread_t thread[4];
+	unsigned seed = 1;
+	int fd;
+
+	race_at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	for (unsigned i = 0; i < PAGES; i++)
+		race_at[i * PAGE + PAGE - 1] = (unsigned char)(i + 1);
+	for (uintptr_t i = 0; i < 4; i++)
+		CHECK(pthread_create(&thread[i], NULL, toucher, (void *)(i + 1)) == 0);
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		unsigned first = (unsigned)rand_r(&seed) % PAGES, count = 1 + (unsigned)rand_r(&seed) % (PAGES - first);
+
+		convert(fd, first * PAGE, count * PAGE, i & 1 ? SHARED : PRIVATE);
+	}
+	convert(fd, 0, SIZE, SHARED);
+	race_over = true;
+	for (int i = 0; i < 4; i++)
+		CHECK(pthread_join(thread[i], NULL) == 0);
+	for (unsigned i = 0; i < PAGES; i++)
+		CHECK(race_at[i * PAGE + PAGE - 1] == i + 1);
+	CHECK(touched > 0);
+}
+
+static const struct test tests[] = {
+	{"private_at_start", private_at_start},
+	{"shared_at_start", shared_at_start},
+	{"one_among_many", one_among_many},
+	{"large_and_fragmented", large_and_fragmented},
+	{"before_allocation", before_allocation},
+	{"truncation", truncation},
+	{"system_calls", system_calls},
+	{"second_mapping", second_mapping},
+	{"partial_unmap_and_replace", partial_unmap_and_replace},
+	{"errors", errors},
+	{"lifetime", lifetime},
+	{"threads", threads},
+	{NULL, NULL},
+};
+
+int main(int argc, char **argv)
+{
+	return run_tests(tests, argc, argv);
+}

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""In-place conversion, as an unmodified program in C sees it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import PROGRAMS, Compile, Exec
+
+
+def cases(name: str) -> list[str]:
+    """The tests that a program has, by its own table."""
+    return re.findall(r'^\t\{"(\w+)", \w+\},$', (PROGRAMS / f"{name}.c").read_text(), re.M)
+
+
+@pytest.fixture(scope="module")
+def program(compile_c: Compile) -> Path:
+    """The program with all of them."""
+    return compile_c("conversions")
+
+
+@pytest.mark.parametrize("case", cases("conversions"))
+def test_conversion(case: str, program: Path, gmemu_exec: Exec) -> None:
+    done = gmemu_exec(program, case)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"ok {case}\n", "")
