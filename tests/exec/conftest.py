@@ -17,7 +17,7 @@ from gmemu.exec.run import libraries
 
 PROGRAMS = Path(__file__).parent / "programs"
 
-Compile = Callable[[str], Path]
+Compile = Callable[..., Path]
 Exec = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -29,14 +29,14 @@ def compile_c(tmp_path_factory: pytest.TempPathFactory) -> Compile:
         pytest.skip("no C compiler on this machine")
     directory = tmp_path_factory.mktemp("programs")
 
-    def compile(name: str, *flags: str) -> Path:
+    def build(name: str, *flags: str) -> Path:
         target = directory / "-".join((name, *flags))
         if not target.exists():
             command = [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(PROGRAMS / f"{name}.c")]
             subprocess.run([*command, "-pthread", *flags], check=True)
         return target
 
-    return compile
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["module_parameters", "open_path", "rdev"]
 
 _PARAMETERS = "/sys/module/kvm"
-_MODULES = {"amd": ("kvm_amd", ("npt", "vls", "nrips")), "intel": ("kvm_intel", ("ept", "unrestricted_guest", "vpid"))}
+_MODULES = {
+    "amd": ("kvm_amd", ("npt", "nrips", "sev", "sev_es", "sev_snp")),
+    "intel": ("kvm_intel", ("ept", "unrestricted_guest", "vpid")),
+}
 """platform -> KVM's module for it, and those of its parameters that are on; all others are off or not there"""
 _KVM_MINOR = (10 << 8) | 232
 
@@ -42,20 +45,10 @@ def _parameter(kernel: ExecKernel, path: str) -> int:
 def module_parameters(kernel: ExecKernel) -> dict[str, dict[str, str]]:
     """The parameters that KVM's modules have: module -> name -> value."""
     vendor, on = _MODULES[kernel.host.platform]
-    common = {
-        "tdp_mmu": "Y",
-        "force_emulation_prefix": "0",
-        "enable_pmu": "N",
-        "eager_page_split": "Y",
-        "nx_huge_pages": "N",
-    }
+    common = dict.fromkeys(("enable_pmu", "nx_huge_pages"), "N") | {"tdp_mmu": "Y", "force_emulation_prefix": "0"}
     if kernel.host.profile.in_place:
         common["gmem_in_place_conversion"] = "Y"
-    off = dict.fromkeys(
-        ("nested", "avic", "sev", "sev_es", "sev_snp", "pml", "enable_apicv", "emulate_invalid_guest_state"), "N"
-    )
-    if vendor == "kvm_amd":
-        off["sev_snp"] = off["sev_es"] = off["sev"] = "Y"
+    off = dict.fromkeys(("nested", "avic", "pml", "enable_apicv", "emulate_invalid_guest_state"), "N")
     return {"kvm": common, vendor: off | dict.fromkeys(on, "Y")}
 
 

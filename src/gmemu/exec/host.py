@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -63,7 +63,7 @@ class RealRuntime(DirectRuntime):
 
 
 class RealProcess(Process):
-    """The program.  Each emulated file has a real descriptor, so that numbers, dup() and poll() are the real kernel's affair."""
+    """The program.  Each emulated file has a real descriptor, so numbers, dup() and poll() are the real kernel's affair."""
 
     def __init__(self, mm: RealAddressSpace, process: ProcessMemory) -> None:
         self._process = process
@@ -78,10 +78,8 @@ class RealProcess(Process):
     def fd_install(self, fd: int, file: File) -> None:
         if isinstance(file, GmemFile):
             os.set_inheritable(fd, True)
-            try:
+            with suppress(OSError):  # only lseek() would tell
                 os.ftruncate(fd, file.inode.size)
-            except OSError:
-                pass  # only lseek() would tell
         self.adopt_fd(fd, file)
 
     def adopt_fd(self, fd: int, file: File) -> None:
@@ -129,7 +127,7 @@ class RealHost(Host):
         return RealProcess(RealAddressSpace(self.memmap, self.process_memory), self.process_memory)
 
     def _convert_and_refresh(self, inode: GmemInode, start: int, end: int, attributes: int) -> None:
-        """The conversion; then, as the real page tables have no fault handler of ours behind them, what is shared is mapped."""
+        """The conversion; then what is shared is mapped, as no fault handler of ours is behind the real page tables."""
         try:
             self._convert(inode, start, end, attributes)
         except BaseException:

@@ -34,7 +34,7 @@ def libraries() -> Path:
 
 
 def host_platform() -> str:
-    """Whose processor this machine has: "intel" or "amd".  Programs ask the processor itself, so the emulated one is alike."""
+    """Whose processor this machine has, "intel" or "amd": programs ask it themselves, so the emulated is alike."""
     try:
         intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:

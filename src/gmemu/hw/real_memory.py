@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Physical memory of an emulated machine whose program is a real process: this one.
 
-The machine's own memory is the sparse memfd that it always is, mapped low in the address space.  What the program has of its own
-is memory, too: at physical address x stands whatever the process has at virtual address `base` + x.  So every page that a guest can
-be given has a page frame number, and every page frame a place where it can be touched.
+The machine's own memory is the sparse memfd that it always is, mapped low in the address space.  What the program has of
+its own is memory, too: at physical address x stands whatever the process has at virtual address `base` + x.  So every page
+that a guest can be given has a page frame number, and every page frame a place where it can be touched.
 """
 
 from __future__ import annotations

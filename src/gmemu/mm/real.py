@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The memory manager's second implementation: over a real process's address space.
 
-A guest_memfd's pages stand in a row in the machine's memory, so a mapping of the file is one real mapping of that row.  What of it
-the process may touch is decided by userfaultfd (`Gate`).  Memory that the program has of its own isn't ours to manage: it has page
-frames (see `hw.real_memory`), but no reference counts, and what becomes of it is heard of only where a guest has it.
+A guest_memfd's pages stand in a row in the machine's memory, so a mapping of the file is one real mapping of that row.  What
+of it the process may touch is enforced by userfaultfd.  Memory that the program has of its own isn't ours to manage: it has
+page frames (see `hw.real_memory`), but no reference counts, and what becomes of it is heard of only where a guest has it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .swap import LruBatches
 __all__ = ["PlacedPageCache", "RealAddressSpace", "RealMemmap"]
 
 CHUNK = 512
-"""Pages that are registered with userfaultfd together.  Each registered run is a mapping of its own to the real kernel, which has
-65,530 of them for a process; so pages that change one by one are told apart by being mapped or not, within a chunk."""
+"""Pages that are registered with userfaultfd together.  Each registered run is a mapping of its own to the real kernel,
+which has 65,530 for a process; so pages that change one by one are told apart by being mapped or not, within a chunk."""
 
 
 class RealMemmap(Memmap):
@@ -133,7 +133,7 @@ class PlacedPageCache(PageCache):
 class RealAddressSpace(AddressSpace):
     """The process's address space.  `vmas` are the mappings of the emulated kernel's files alone.
 
-    A page of a file that refuses some (guest_memfd) may be touched if `allowed` says so; others always.
+    Of a file that refuses some of its pages (`File.gate`) only the others can be touched.
     """
 
     memory: RealMemory
