@@ -22,7 +22,7 @@ def test_a_variant_that_breaks_it_as_stated_and_its_replay(capsys: pytest.Captur
     assert (run["verdict"], run["kind"], run["as_stated"]) == ("violated", "assertion", True)
     assert main(["replay", run["token"]]) == 1
     text = capsys.readouterr().out
-    assert "acquire gmem:invalidate_lock" in text
+    assert "lock_acquire: gmem:invalidate_lock" in text
     assert "the page is private, and pinned as shared" in " ".join(text.split())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`gmemu explore`, `gmemu replay` and `gmemu variants`."""
+"""`gmemu explore` and `gmemu variants`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..explore import Outcome as Verdict
 from ..explore import Result
 from ..explore import explore as search
-from ..explore import replay as run_again
 from ..explore.token import Token
 from ..explore.variants import VARIANTS
-from ..explore.verdict import kind_of
-from ..report.explore import trace_text, verdicts_text, violation_text
-from ..report.table import paragraph, table
+from ..report.explore import verdicts_text, violation_text
+from ..report.table import table
 from ..scenarios import CATALOGUE
-from ..sync.explored import NotDeterministic
 from .outcome import ExitCode, Outcome, UsageError
 
 if TYPE_CHECKING:
@@ -27,13 +24,13 @@ if TYPE_CHECKING:
     from ..explore.scenario import Scenario
     from ..report.style import Style
 
-__all__ = ["explore", "replay", "variants"]
+__all__ = ["explore", "scenario_named", "variant_named", "variants"]
 
 
 def explore(args: Namespace) -> Outcome:
     """`gmemu explore`: each scenario by default, or with variants; every variant of each with --all-variants."""
-    chosen = [_scenario(name) for name in args.scenario] or list(CATALOGUE.values())
-    asked = tuple(_variant(name) for name in args.variant)
+    chosen = [scenario_named(name) for name in args.scenario] or list(CATALOGUE.values())
+    asked = tuple(variant_named(name) for name in args.variant)
     runs = []
     for scenario in chosen:
         sets = [(v,) for v in scenario.broken_by] if args.all_variants else [asked]
@@ -101,34 +98,6 @@ def _explored(runs: list[_Run], style: Style) -> str:
     return text
 
 
-def replay(args: Namespace) -> Outcome:
-    """`gmemu replay TOKEN`: the run again, step by step."""
-    try:
-        token = Token.parse(args.token)
-    except ValueError as malformed:
-        raise UsageError(str(malformed)) from malformed
-    build = partial(_scenario(token.scenario), tuple(_variant(v) for v in token.variants))
-    names = build().runtime.names
-    try:
-        trace, error = run_again(build, token.choices)
-    except NotDeterministic as other:
-        raise UsageError(f"the token doesn't fit this version of gmemu: {other}") from other
-    data = {
-        "scenario": token.scenario,
-        "variants": list(token.variants),
-        "kind": kind_of(error) if error else None,
-        "detail": str(error) if error else None,
-        "trace": [{"task": names[t.task], "kind": t.step.kind, "what": str(t.step.what)} for t in trace],
-        "simulated": True,
-    }
-
-    def text(style: Style) -> str:
-        end = f"{kind_of(error)}: {error}" if error else "nothing was violated"
-        return trace_text(trace, names) + "\n" + paragraph(end, style)
-
-    return Outcome(data, text, ExitCode.MISMATCH if error else ExitCode.PASS)
-
-
 def variants(args: Namespace) -> Outcome:
     """`gmemu variants`: what can be decided otherwise, where that was discussed, and what it breaks."""
     rows = []
@@ -140,13 +109,15 @@ def variants(args: Namespace) -> Outcome:
     return Outcome(rows, lambda style: table(lines, ("variant", "breaks", "what it is"), style=style))
 
 
-def _scenario(name: str) -> type[Scenario]:
+def scenario_named(name: str) -> type[Scenario]:
+    """The scenario of that name.  Raises `UsageError`."""
     if name not in CATALOGUE:
         raise UsageError(_unknown("scenario", name, CATALOGUE))
     return CATALOGUE[name]
 
 
-def _variant(name: str) -> str:
+def variant_named(name: str) -> str:
+    """The name, if there is such a variant.  Raises `UsageError`."""
     if name not in VARIANTS:
         raise UsageError(_unknown("variant", name, VARIANTS))
     return name

@@ -78,20 +78,25 @@ def _json(data: object) -> str:
     return dumps(data, indent=2) + "\n"
 
 
-def _write(path: str, text: str) -> None:
+def _write(path: str, text: str | bytes) -> None:
     try:
-        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
+        with open(path, "wb") as file:
+            file.write(text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace"))
     except (OSError, ValueError) as error:
         raise UsageError(f"the output file {path} can't be written: {getattr(error, 'strerror', '') or error}") from error
 
 
-def _write_stdout(text: str) -> None:
+def _write_stdout(text: str | bytes) -> None:
     """Write it now, while errors can still be told."""
     if sys.stdout is None:
         return
+    if isinstance(text, bytes) and sys.stdout.isatty():
+        raise UsageError("this format isn't for a terminal: give -o FILE")
     try:
-        sys.stdout.write(text)
+        if isinstance(text, bytes):
+            sys.stdout.buffer.write(text)
+        else:
+            sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()

@@ -30,9 +30,10 @@ class UsageError(ValueError):
 
 
 class Outcome(NamedTuple):
-    """The result of a command: `data` for --json, `text` for people, `remarks` for standard error (not with --json)."""
+    """The result of a command: `data` for --json, `text` for people (or bytes for a program), `remarks` for standard error
+    (not with --json)."""
 
     data: Any
-    text: Callable[[Style], str]
+    text: Callable[[Style], str | bytes]
     code: ExitCode = ExitCode.PASS
     remarks: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..report.traces import FORMATS
 from . import conform
 from .arguments import add_profile, command, cpu, finish, number, u64
 
@@ -171,9 +172,11 @@ def _add_explore(commands: Commands) -> None:
     explore.add_argument("--all-variants", action="store_true", help="each scenario with each variant that must break it")
     explore.add_argument("--seconds", metavar="N", type=float, default=60.0, help="bound for each search (default: 60)")
     finish(explore, "explore:explore")
-    replay = command(commands, "replay", "run a schedule again from its token, and print it step by step")
-    replay.add_argument("token", metavar="TOKEN", help="as gmemu explore prints it")
-    finish(replay, "explore:replay")
+    replay = command(commands, "replay", "run a schedule again from its token, and show it step by step")
+    replay.add_argument("token", metavar="TOKEN", nargs="+", help="as gmemu explore prints it; html shows two side by side")
+    formats = "; ".join(f"{name}: {made.text}" for name, made in FORMATS.items())
+    replay.add_argument("--format", metavar="F", choices=FORMATS, default="text", help=f"{formats} (default: text)")
+    finish(replay, "replay:replay")
     variants = command(commands, "variants", "design decisions that can be made otherwise, and what they break")
     finish(variants, "explore:variants")
 

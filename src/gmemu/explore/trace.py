@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 from greenlet import getcurrent
 
 from ..rules import catalogue
+from ..sync import Srcu
 from ..sync.explored import ExploredRuntime, Taken
 from ..sync.explored import Step as RawStep
 from .pages import Page, page_states
@@ -326,7 +327,7 @@ class _Names:
             return str(what[0]), " ".join(parts)
         if what is None or step.kind in ("begin", "resched"):
             return "", ""
-        domain = "srcu" if step.kind in ("enter", "sync", "wait") else "atomic" if step.kind in ("read", "write") else "lock"
+        domain = "srcu" if isinstance(what, Srcu) else "atomic" if step.kind in ("read", "write") else "lock"
         return domain, self._by_id[id(what)]
 
     def locks(self, states: tuple[_LockState, ...]) -> tuple[Lock, ...]:
