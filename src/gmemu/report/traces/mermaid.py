@@ -7,7 +7,6 @@ longer be so.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -66,5 +65,7 @@ def _preempted(trace: Trace, step: Step) -> bool:
 
 def _plain(text: str) -> str:
     """Without what Mermaid reads as its own."""
-    text = text.replace(" -> ", " to ").replace("\n", " ")
-    return re.sub(r"[;#{}>]", lambda found: f"#{ord(found[0])};", text)
+    return text.replace(" -> ", " to ").replace("->", "\N{RIGHTWARDS ARROW}").translate(_OWN)
+
+
+_OWN = str.maketrans({";": ",", "#": "/", "{": "(", "}": ")", ">": ")", "<": "(", "\n": " "})
