@@ -28,7 +28,7 @@ FLOORS = (
     ("kvm",),
     ("syscalls",),
     ("check", "api"),
-    ("vmm",),
+    ("faults", "vmm"),
     ("launch", "explore", "exec", "conformance", "scenarios"),
     ("report",),
     ("cli", "__main__", "__init__"),

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 from ..hw.memory import PhysicalMemory
@@ -20,6 +21,7 @@ from ..uapi.kvm import VmType
 from .design import Design
 
 if TYPE_CHECKING:
+    from .fault_points import FaultPoints
     from .guest_memfd.inode import GmemInode
     from .snp_platform import SnpPlatform
     from .tdx_platform import TdxPlatform
@@ -39,10 +41,13 @@ DEFAULT_MEMORY = 4 << 40
 
 class Host:
     """One machine.  `memory` is how much RAM it has (bytes; only what is touched costs anything), `platform` whose
-    processors it has (`PLATFORMS`): a VM type takes both a kernel and a platform.
+    processors it has (`PLATFORMS`): a VM type takes both a kernel and a platform.  `faults` orders failures.
 
     Every host is a world of its own: its processes, files, VMs and counters aren't seen by another.
     """
+
+    default_faults: ClassVar[Callable[[], FaultPoints] | None] = None
+    """Set by whoever runs a program as it is (`gmemu run`, `gmemu sweep`): the faults of hosts that are given none."""
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Host:
         design: Design | None = None,
         seed: int = 0,
         platform: str = "amd",
+        faults: FaultPoints | None = None,
     ) -> None:
         self.profile = get(profile) if isinstance(profile, str) else profile
         if platform not in PLATFORMS:
@@ -60,18 +66,24 @@ class Host:
         if platform == "arm":
             self.profile = on_arm64(self.profile)
         self.platform = platform
-        self.rt = runtime or DirectRuntime()
+        if faults is None and runtime is None and Host.default_faults is not None:
+            faults = Host.default_faults()
+        self.faults = faults
+        self.rt = runtime or (faults.runtime() if faults is not None else DirectRuntime())
         self.design = design or Design.of(self.profile)
         self.seed = seed
         self.memory, self.memmap = self.new_memory(memory)
         self.lru = LruBatches(self.memmap)
         self.vms: list[Vm] = []
+        self.vms_created = 0
         self.gmem_inodes: WeakSet[GmemInode] = WeakSet()
         self.failing_allocations: dict[str, int] = {}
         """allocation site -> how many more of its allocations fail"""
         self._snp: SnpPlatform | None = None
         self._tdx: TdxPlatform | None = None
         self.init = self.new_process()
+        if faults is not None:
+            faults.attach(self)
 
     def new_memory(self, size: int) -> tuple[PhysicalMemory, Memmap]:
         """The machine's memory, `size` bytes, and the kernel's account of it."""
@@ -93,6 +105,7 @@ class Host:
             from .snp_platform import SnpPlatform
 
             self._snp = SnpPlatform(self)
+            self._made(self._snp)
         return self._snp
 
     @property
@@ -102,7 +115,13 @@ class Host:
             from .tdx_platform import TdxPlatform
 
             self._tdx = TdxPlatform(self)
+            self._made(self._tdx)
         return self._tdx
+
+    def _made(self, entity: object) -> None:
+        """A trusted entity was made; whoever orders failures wants to know."""
+        if self.faults is not None:
+            self.faults.entity(entity)
 
     @property
     def vm_types(self) -> tuple[VmType, ...]:
@@ -118,10 +137,13 @@ class Host:
 
     def allocate(self, site: str) -> None:
         """A kernel allocation at `site` takes place.  Raises ENOMEM if it was ordered to fail."""
-        if self.failing_allocations.get(site):
+        ordered = self.faults is not None and self.faults.allocate(site)
+        if not ordered and self.failing_allocations.get(site):
+            self.failing_allocations[site] -= 1
+            ordered = True
+        if ordered:
             from ..rules import mm as rules
 
-            self.failing_allocations[site] -= 1
             raise rules.OUT_OF_MEMORY(f"an allocation ordered to fail: {site}")
 
     def memory_failure(self, pfn: int) -> None:

@@ -6,11 +6,12 @@ One of these serves all SNP VMs of a host.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ..hw.memory import HostAccessFault
 from ..hw.snp.psp import Psp
-from ..hw.snp.rmp import Rmp
+from ..hw.snp.rmp import PsmashStatus, Rmp, RmpUpdateStatus
 from ..invariants import InvariantViolation
 from ..mm.file import File, Inode
 from ..mm.uaccess import UserPointer
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["SevDeviceFile", "SnpPlatform"]
 
 FIRST_ASID, LAST_ASID = 1, 99
+RETRY_LIMIT = 10_000
+"""How often in a row an instruction may come to what KVM tries again.  Only an order, or a bug, brings it so far."""
 PAGES_PER_2M = 512
 
 
@@ -77,17 +80,31 @@ class SnpPlatform:
 
     # RMP
 
+    def _rmpupdate(self, pfn: int, *, count: int = 1, **fields: Any) -> tuple[int, int]:
+        """rmpupdate(): FAIL_OVERLAP is tried again until the 2 MiB entry was split; the code, and how far it got."""
+        done = 0
+
+        def once() -> tuple[int, int]:
+            nonlocal done
+            gfn = {"gfn": fields["gfn"] + done} if "gfn" in fields else {}
+            code, more = self.rmp.rmpupdate(pfn + done, count=count - done, **{**fields, **gfn})
+            done += more
+            return code, more
+
+        code, _ = _while(once, RmpUpdateStatus.FAIL_OVERLAP, f"RMPUPDATE of pfn {pfn:#x}")
+        return code, done
+
     def rmp_make_private(self, pfn: int, gfn: int, asid: int, *, immutable: bool, count: int = 1) -> int:
         """rmp_make_private(): assign up to `count` 4 KiB pages to the guest as `gfn` and the frames after it: how many
         before one was refused.  Raises EFAULT if it was the first."""
-        code, done = self.rmp.rmpupdate(pfn, count=count, assigned=True, asid=asid, gfn=gfn, immutable=immutable)
+        code, done = self._rmpupdate(pfn, count=count, assigned=True, asid=asid, gfn=gfn, immutable=immutable)
         if code and not done:
             raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
         return done
 
     def rmp_make_shared(self, pfn: int) -> None:
         """rmp_make_shared(): give a 4 KiB page back to the hypervisor.  Raises EFAULT."""
-        code, _ = self.rmp.rmpupdate(pfn, assigned=False)
+        code, _ = self._rmpupdate(pfn, assigned=False)
         if code:
             raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
 
@@ -101,7 +118,7 @@ class SnpPlatform:
                 for head in range(start // PAGES_PER_2M * PAGES_PER_2M, end, PAGES_PER_2M):
                     self.psmash(head)
             while start < end:
-                code, done = self.rmp.rmpupdate(start, count=end - start, assigned=False)
+                code, done = self._rmpupdate(start, count=end - start, assigned=False)
                 start += done
                 if code:
                     self.warn(f"RMPUPDATE of pfn {start:#x} to shared: code {code}")
@@ -109,7 +126,8 @@ class SnpPlatform:
 
     def psmash(self, pfn: int) -> None:
         """snp_rmptable_psmash(): split the 2 MiB entry that covers `pfn`."""
-        code = self.rmp.psmash(pfn // PAGES_PER_2M * PAGES_PER_2M)
+        head = pfn // PAGES_PER_2M * PAGES_PER_2M
+        code = _while(lambda: (self.rmp.psmash(head), 0), PsmashStatus.FAIL_INUSE, f"PSMASH of pfn {head:#x}")[0]
         if code:
             self.warn(f"PSMASH of pfn {pfn:#x}: code {code}")
 
@@ -123,7 +141,7 @@ class SnpPlatform:
         except KernelError:
             return None
         self.host.memory.clear(pfn, 1)
-        code, _ = self.rmp.rmpupdate(pfn, assigned=True, immutable=True)
+        code, _ = self._rmpupdate(pfn, assigned=True, immutable=True)
         if code:
             self.host.memmap.leak(pfn, 1)
             return None
@@ -131,9 +149,18 @@ class SnpPlatform:
 
     def free_firmware_page(self, pfn: int) -> None:
         """snp_free_firmware_page(): take it back; a page that can't be had back is leaked."""
-        if self.psp.page_reclaim(pfn) is not PspStatus.SUCCESS or self.rmp.rmpupdate(pfn, assigned=False)[0]:
+        if self.psp.page_reclaim(pfn) is not PspStatus.SUCCESS or self._rmpupdate(pfn, assigned=False)[0]:
             self.host.memmap.leak(pfn, 1)
         self.host.memmap.put(pfn)
+
+
+def _while(operation: Callable[[], tuple[int, int]], again: int, what: str) -> tuple[int, int]:
+    """Once more for as long as it comes to `again`: KVM does so for ever.  After so long nothing else can come of it."""
+    for _ in range(RETRY_LIMIT):
+        code, done = operation()
+        if code != again:
+            return code, done
+    raise InvariantViolation(f"{what} came to code {again} {RETRY_LIMIT} times in a row: KVM would try for ever")
 
 
 class SevDeviceFile(File):

@@ -55,6 +55,7 @@ class Vm:
     def __init__(self, host: Host, vm_type: VmType, ipa_bits: int = 0) -> None:
         self.host, self.profile, self.rt = host, host.profile, host.rt
         self.vm_type, self.ipa_bits = vm_type, ipa_bits or DEFAULT_IPA_BITS
+        self.number, host.vms_created = host.vms_created, host.vms_created + 1
         self.users = 1
         self.mm = host.rt.current.mm
         self.lock = self.rt.mutex("kvm->lock")

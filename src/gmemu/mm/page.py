@@ -40,6 +40,8 @@ class Memmap:
         self.leaked: RangeMap[bool] = RangeMap()
         self.free_checks: list[Callable[[int, int], None]] = []
         """Asked before pages (pfn, count) are freed; raise if something still owns them."""
+        self.inject: Callable[[int], bool] | None = None
+        """asked before so many pages are allocated: whether that is to fail"""
         self.nr_allocated = 0
         self.mmlist: WeakSet[AddressSpace] = WeakSet()
         """every address space, for those who check what must hold in all of them"""
@@ -60,6 +62,8 @@ class Memmap:
 
         Raises ENOMEM (`mm.page.oom`) when the machine hasn't that many.
         """
+        if self.inject is not None and self.inject(count):
+            raise rules.OUT_OF_MEMORY("an allocation ordered to fail: page")
         if count > self.nr_free:
             raise rules.OUT_OF_MEMORY(f"{count} pages asked, {self.nr_free} free")
         runs: list[tuple[int, int]] = []

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..hw.cpu import Guest
@@ -144,6 +144,9 @@ class EmulatedDoor:
         try:
             file = self.process.file(fd).get()
             try:
+                if self.host.faults is not None:
+                    with self.host.faults.ioctl(self.host, file, request, arg):
+                        return file.ioctl(request, arg)
                 return file.ioctl(request, arg)
             finally:
                 fput(rt, file)
@@ -152,7 +155,9 @@ class EmulatedDoor:
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         with _Syscall(self), self.process.fdget(fd) as file:
-            vfs_fallocate(file, mode, _s64(offset), _s64(length))
+            faults = self.host.faults
+            with faults.call(self.host, "fallocate", file) if faults is not None else nullcontext():
+                vfs_fallocate(file, mode, _s64(offset), _s64(length))
 
     def fstat(self, fd: int) -> Stat:
         with _Syscall(self), self.process.fdget(fd) as file:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from gmemu import ExitReason, GuestCpu, KernelError, VmmCommunication
+from gmemu import ExitReason, GuestCpu, InvariantViolation, KernelError, VmmCommunication
 from gmemu.hw.cpu import UndefinedOpcode
 from gmemu.hw.memory import PAGE_SIZE
-from gmemu.hw.snp.rmp import RmpState, VmplMask
+from gmemu.hw.snp.rmp import PsmashStatus, RmpState, VmplMask
 from gmemu.uapi.ghcb import SEV_TERM_SET_GEN, SEV_TERM_SET_LINUX, LinuxTermReason, ghcb_msr_term_fields
 from gmemu.uapi.kvm import KVM_MEMORY_EXIT_FLAG_PRIVATE, SystemEvent, VmType
 
@@ -163,13 +163,28 @@ def test_part_of_a_large_page_is_freed(start: int, count: int) -> None:
 
 
 def test_a_large_page_that_cant_be_split() -> None:
-    """PSMASH that fails is warned about, and so is the RMPUPDATE after it, which overlaps."""
+    """PSMASH that fails is warned about; the RMPUPDATE after it overlaps, and would be tried for ever."""
     world, _, first = large_page()
-    pfn = world.gmem_pfn(first)
-    world.platform.rmp.set_in_use(pfn + 9, True)
+    world.platform.rmp.inject = lambda name, pfn, gfn: PsmashStatus.FAIL_PERMISSION if name == "PSMASH" else None
+    with pytest.raises(InvariantViolation, match=r"RMPUPDATE of pfn 0x\w+ came to code 4 \d+ times in a row"):
+        world.convert(first + 3, private=False)
+    assert [warning.split(" of ")[0] for warning in world.platform.warnings] == ["PSMASH"]
+    world.kvm.close()
+
+
+def test_a_large_page_in_use() -> None:
+    """Another processor is at the entry: PSMASH is tried again until it's done."""
+    world, _, first = large_page()
+    left = 3
+
+    def busy(name: str, pfn: int, gfn: int | None) -> int | None:
+        nonlocal left
+        left -= name == "PSMASH"
+        return PsmashStatus.FAIL_INUSE if name == "PSMASH" and left >= 0 else None
+
+    world.platform.rmp.inject = busy
     world.convert(first + 3, private=False)
-    assert [warning.split(" of ")[0] for warning in world.platform.warnings] == ["PSMASH", "RMPUPDATE"]
-    world.platform.rmp.set_in_use(pfn + 9, False)
+    assert (left, world.platform.warnings) == (-1, [])
     world.convert(first + 3, private=True)
     world.close()
 

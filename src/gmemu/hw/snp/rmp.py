@@ -126,13 +126,20 @@ class Rmp(RmpTable):
         fits = min(count, (GFN_MAX + 1 - gfn) // step) if asid else count
         done, code = 0, RmpUpdateStatus.SUCCESS
         while done < fits and not code:
+            injected = self._injected("RMPUPDATE", pfn + done * step, gfn + done * step if asid else None)
+            if injected is not None:
+                return injected, done
             if pagesize:
                 code = self._update_2m(pfn + done * PAGES_PER_2M, new)
                 done += not code
             else:
-                code, n = self._update_4k(pfn + done, self._rt.batch(fits - done), new)
+                at_once = 1 if self.inject is not None else self._rt.batch(fits - done)
+                code, n = self._update_4k(pfn + done, at_once, new)
                 done += n
         return RmpUpdateStatus.FAIL_INPUT if not code and done < count else code, done
+
+    def _injected(self, instruction: str, pfn: int, gfn: int | None = None) -> int | None:
+        return self.inject(instruction, pfn, gfn) if self.inject is not None else None
 
     def _update_4k(self, pfn: int, count: int, new: RmpEntry | None) -> tuple[RmpUpdateStatus, int]:
         self._mark(self._rt.writes, pfn, count)
@@ -173,6 +180,9 @@ class Rmp(RmpTable):
 
     def psmash(self, pfn: int) -> PsmashStatus:
         """PSMASH: one 2 MiB entry becomes 512 of 4 KiB that say the same, guest page numbers counted up."""
+        injected = self._injected("PSMASH", pfn)
+        if injected is not None:
+            return PsmashStatus(injected)
         end = pfn + PAGES_PER_2M
         self._mark(self._rt.writes, pfn, PAGES_PER_2M)
         if pfn % PAGES_PER_2M:
@@ -194,6 +204,9 @@ class Rmp(RmpTable):
 
         `NestedFault` unless VMPL0 executes it and the entry is the guest's own, for this `gfn`, mutable, and not larger.
         """
+        injected = self._injected("PVALIDATE", pfn, gfn)
+        if injected is not None:
+            return PvalidateStatus(injected)
         if pagesize and gfn % PAGES_PER_2M:
             return PvalidateStatus.FAIL_INPUT
         self._mark(self._rt.writes, pfn, PAGES_PER_2M if pagesize else 1)
@@ -225,6 +238,9 @@ class Rmp(RmpTable):
 
         Above VMPL0 `vmsa` is ignored.  Faults like an access to the page do.
         """
+        injected = self._injected("RMPADJUST", pfn, gfn)
+        if injected is not None:
+            return RmpAdjustStatus(injected)
         if target_vmpl not in range(4) or mask not in range(VmplMask.ALL + 1) or (pagesize and gfn % PAGES_PER_2M):
             return RmpAdjustStatus.FAIL_INPUT
         if target_vmpl <= vmpl:

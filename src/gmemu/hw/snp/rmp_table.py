@@ -13,7 +13,11 @@ from ...rangemap import RangeMap
 from ...sync import Runtime
 from .rmp_entry import PAGES_PER_2M, SUBPAGE, RmpEntry, RmpState, encode, state_of
 
-__all__ = ["RmpTable"]
+__all__ = ["Inject", "RmpTable"]
+
+Inject = Callable[[str, int, int | None], int | None]
+"""Asked before each instruction on the table with its name, the page, and the guest page where it names one: the code to
+return instead of executing it, or `None`."""
 
 
 class RmpTable:
@@ -25,6 +29,7 @@ class RmpTable:
         """pfn -> entry that covers the page.  For looking at: change it by an instruction or a firmware command."""
         self.in_use: set[int] = set()
         """Pages whose entry hardware holds: the VMSA of each running vCPU."""
+        self.inject: Inject | None = None
         self._rt = rt
 
     def covers(self, pfn: int) -> bool:
