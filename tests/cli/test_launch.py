@@ -128,3 +128,11 @@ def test_bad_input_is_one_sentence(gmemu: Gmemu, image: Path, more: tuple[str, .
     assert (done.code, done.out) == (2, "")
     assert done.err.count("\n") == 1
     assert sentence in done.err
+
+
+@pytest.mark.parametrize(("platform", "name"), [("sev", "SEV"), ("sev-es", "SEV-ES")])
+def test_what_isnt_emulated_is_refused_in_one_sentence(gmemu: Gmemu, platform: str, name: str) -> None:
+    done = gmemu("launch", platform)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith(f"gmemu: {name} guests aren't emulated")
+    assert done.err.count("\n") == 1

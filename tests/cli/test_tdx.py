@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from gmemu.launch.ovmf import Firmware
+from gmemu.launch.pagelog import TdxPageType, read_log
+from gmemu.launch.snp import FLOWS
 from gmemu.launch.td_synth import make_tdvf
 from gmemu.launch.tdx import compute_mrtd, plan_tdx
 
@@ -57,6 +59,34 @@ def test_launch(gmemu: Gmemu, tdvf: Path, profile: str) -> None:
     assert done.code == 0
     assert data["measurement"] in done.out
     assert "simulated" in done.out
+
+
+@pytest.mark.parametrize("words", [("measure",), ("measure", "--two-pass"), ("launch",), ("launch", "--flow", "copy")])
+def test_log(gmemu: Gmemu, tdvf: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    path = tmp_path / "td.jsonl"
+    command, *options = words
+    done = gmemu(command, "tdx", "--firmware", tdvf, "--log", path, *options, "--json").json
+    log, plan = read_log(path), plan_tdx(Firmware.load(tdvf))
+    assert (log.header["platform"], log.header["simulated"]) == ("tdx", True)
+    assert (len(log.pages), log.measurement) == (plan.pages, done["measurement"])
+    assert sum(page.page_type is TdxPageType.EXTENDED for page in log.pages) == plan.measured_pages
+    assert [page.gpa for page in log.pages] == [at for s in plan.steps for at in range(s.gpa, s.gpa + s.size, 4096)]
+    assert [page.name for page in log.pages] == [step.name for step in plan.steps for _ in range(step.pages)]
+
+
+def test_logs_of_two_orders_part_at_the_first_page_that_is_extended(gmemu: Gmemu, tdvf: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    gmemu("measure", "tdx", "--firmware", tdvf, "--log", one)
+    gmemu("measure", "tdx", "--firmware", tdvf, "--two-pass", "--log", two)
+    done = gmemu("measure", "diff", one, two)
+    assert done.code == 1
+    assert "page 0" in done.out
+
+
+@pytest.mark.parametrize(("profile", "flow"), [(p, f) for p in ("rfc-v5", "inplace-v8", "inplace-v13") for f in FLOWS])
+def test_both_flows_give_the_same_measurement(gmemu: Gmemu, tdvf: Path, profile: str, flow: str) -> None:
+    data = gmemu("launch", "tdx", "--firmware", tdvf, "--profile", profile, "--flow", flow, "--json").json
+    assert (data["flow"], data["measurement"]) == (flow, compute_mrtd(plan_tdx(Firmware.load(tdvf))).hex())
 
 
 def test_launch_where_there_is_no_tdx(gmemu: Gmemu, tdvf: Path) -> None:

@@ -122,7 +122,7 @@ def test_unknown_ioctls(world: World) -> None:
 def test_memory_encryption_of_a_plain_vm(world: World) -> None:
     vm = world.vm(DEFAULT)
     assert vm.ioctl(KVM_MEMORY_ENCRYPT_OP, 0) == 0
-    assert refusal(lambda: vm.ioctl(KVM_MEMORY_ENCRYPT_OP, bytearray(32))) == "kvm.mem-enc.unsupported"
+    assert refusal(lambda: vm.ioctl(KVM_MEMORY_ENCRYPT_OP, bytearray(32))) == "snp.cmd.sev-asid"
     assert errno_of(lambda: vm.create_vcpu().ioctl(KVM_MEMORY_ENCRYPT_OP, bytearray(32))) == ENOTTY
 
 

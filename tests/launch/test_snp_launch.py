@@ -108,6 +108,7 @@ def test_the_log_is_the_chain(profile: str, tmp_path: Path) -> None:
         launch.close()
     digest = bytes(48)
     for page in pages:
+        assert isinstance(page.page_type, SnpPageType)
         digest = extend(digest, page.page_type, page.gpa, bytes.fromhex(page.contents))
         assert page.digest == digest.hex()
     assert digest == launch.measurement

@@ -16,6 +16,7 @@ from .outcome import UsageError
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from ..launch.tdx import TdxPlan
     from ..profiles import Profile
 
 __all__ = ["open_log", "plan_data", "plan_from", "profile_named"]
@@ -64,14 +65,14 @@ def profile_named(name: str | None) -> Profile:
 
 
 @contextmanager
-def open_log(path: str | None, plan: LaunchPlan) -> Iterator[LogWriter | None]:
+def open_log(path: str | None, plan: LaunchPlan | TdxPlan, platform: str = "sev-snp") -> Iterator[LogWriter | None]:
     """The page log that --log asks for.  Raises `UsageError` if it can't be written."""
     if path is None:
         yield None
         return
     try:
         with open(path, "w", encoding="ascii", buffering=1 << 20) as file:
-            yield LogWriter(file, log_header(plan))
+            yield LogWriter(file, log_header(plan, platform))
     except KernelError:
         raise
     except OSError as error:

@@ -15,14 +15,14 @@ from ..launch.synth import make_firmware
 from ..report.launch import Snapshot, SnpReport
 from ..report.progress import Progress
 from .guest import open_log, plan_data, plan_from, profile_named
-from .outcome import Outcome
+from .outcome import Outcome, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from ..launch.plan import MemoryRegion
 
-__all__ = ["snp"]
+__all__ = ["sev", "snp"]
 
 
 def snp(args: Namespace) -> Outcome:
@@ -41,6 +41,12 @@ def snp(args: Namespace) -> Outcome:
                 after = _snapshot(launch, [*plan.memory_regions(), RAM])
     report = SnpReport(plan, profile, launch.flow, origin, launch.calls, launch.measurement.hex(), launched, events, after)
     return Outcome(report.data(plan_data(plan, profile)) if args.json else {}, report.text)
+
+
+def sev(args: Namespace) -> Outcome:
+    """`gmemu launch sev` and `gmemu launch sev-es`."""
+    name = {"sev": "SEV", "sev-es": "SEV-ES"}[args.platform]
+    raise UsageError(f"{name} guests aren't emulated, as their memory is never a guest_memfd's; use gmemu launch snp")
 
 
 def _firmware(path: str | None, seed: int) -> tuple[Firmware, str]:

@@ -78,6 +78,8 @@ def _add_launch(commands: Commands) -> None:
     tdx.add_argument("--flow", choices=("in-place", "copy"), help="as for snp (default: in-place if the profile has that)")
     tdx.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
     finish(tdx, "tdx:launch")
+    for name in "sev", "sev-es":
+        finish(command(platforms, name, "not emulated: says why, and what to use instead"), "launch:sev")
 
 
 def _add_measure(commands: Commands) -> None:
@@ -137,6 +139,7 @@ def _add_td(parser: argparse.ArgumentParser, *, firmware_required: bool) -> None
     """The options that say what is launched as a TD."""
     parser.add_argument("--firmware", metavar="F", required=firmware_required, help="OVMF image with TDX metadata")
     parser.add_argument("--vcpus", metavar="N", type=number, default=1, help="how many vCPUs (default: 1)")
+    parser.add_argument("--log", metavar="L.jsonl", help="write what was measured, page by page, as JSON Lines")
     add_profile(parser, "the kernel to emulate (default: inplace-v13)")
 
 

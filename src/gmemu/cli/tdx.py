@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .guest import profile_named
+from .guest import open_log, profile_named
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def measure(args: Namespace) -> Outcome:
 
     profile = profile_named(args.profile)
     plan = plan_tdx(Firmware.load(args.firmware), args.vcpus)
-    with Progress("measuring") as progress:
-        mrtd = measure_tdx(plan, two_pass=args.two_pass, progress=progress, profile=profile).hex()
+    with open_log(args.log, plan, "tdx") as log, Progress("measuring") as progress:
+        mrtd = measure_tdx(plan, two_pass=args.two_pass, log=log, progress=progress, profile=profile).hex()
     data = {"measurement": mrtd, **_about(plan, profile, args.two_pass)} if args.json else {}
     remarks = plan.notes
     if is_terminal(sys.stderr):
@@ -49,8 +49,9 @@ def launch(args: Namespace) -> Outcome:
     plan = plan_tdx(firmware, args.vcpus)
     with (
         Kvm.open(profile, seed=args.seed, platform="intel") as kvm,
+        open_log(args.log, plan, "tdx") as log,
         Progress("launching") as progress,
-        TdxLaunch(kvm, plan, flow=args.flow, progress=progress) as started,
+        TdxLaunch(kvm, plan, flow=args.flow, log=log, progress=progress) as started,
     ):
         mrtd = started.run().hex()
         launched = started.pages_by_state()

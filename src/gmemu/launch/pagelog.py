@@ -4,25 +4,55 @@
 A log is JSON Lines.  The first line is the header: what was launched, and that it was simulated.  Each further line is
 one page in the order in which it was measured: the step (index in the plan, name), gpa, page type, the CONTENTS field
 that entered the digest, and the digest after it, both SHA-384 in hex.  The digest of the last line is the measurement.
+
+For a TD, contents are SHA-384 of a page that was extended (zeroes for one that was only added), and the digest is MRTD as
+it would be if it were finished there.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import IO, Any, NamedTuple, NoReturn
+from enum import Enum
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ..uapi.sev import SnpPageType
 from .errors import LaunchError
 from .plan import LaunchPlan
 from .vcpu_state import VMSA_GPA
 
-__all__ = ["Difference", "LogWriter", "PageLog", "PageRecord", "diff", "log_header", "read_log", "write_log"]
+if TYPE_CHECKING:
+    from .tdx import TdxPlan
+
+__all__ = [
+    "Difference",
+    "LogWriter",
+    "PageLog",
+    "PageRecord",
+    "PageType",
+    "TdxPageType",
+    "diff",
+    "log_header",
+    "read_log",
+    "write_log",
+]
 
 FORMAT = "gmemu-page-log"
 VERSION = 1
 _HEX_DIGITS = frozenset("0123456789abcdef")
-_TYPES = {t.name.lower(): t for t in SnpPageType}
+
+
+class TdxPageType(Enum):
+    """How a page entered MRTD."""
+
+    ADDED = 1
+    """TDH.MEM.PAGE.ADD: its address alone."""
+    EXTENDED = 2
+    """TDH.MR.EXTEND of all of it, too."""
+
+
+PageType = SnpPageType | TdxPageType
+_TYPES: dict[str, PageType] = {t.name.lower(): t for t in (*SnpPageType, *TdxPageType)}
 _NAMES = {t: name for name, t in _TYPES.items()}
 
 
@@ -32,7 +62,7 @@ class PageRecord(NamedTuple):
     step: int
     name: str
     gpa: int
-    page_type: SnpPageType
+    page_type: PageType
     contents: str
     digest: str
 
@@ -50,7 +80,7 @@ class PageLog(NamedTuple):
         return self.pages[-1].digest if self.pages else "0" * 96
 
 
-def log_header(plan: LaunchPlan) -> dict[str, Any]:
+def log_header(plan: LaunchPlan | TdxPlan, platform: str = "sev-snp") -> dict[str, Any]:
     """The header of the log of a launch by `plan`.  Hashes the firmware."""
     from hashlib import sha256
 
@@ -59,7 +89,7 @@ def log_header(plan: LaunchPlan) -> dict[str, Any]:
         "format": FORMAT,
         "version": VERSION,
         "simulated": True,
-        "platform": "sev-snp",
+        "platform": platform,
         "firmware": {"name": firmware.name, "size": firmware.size, "sha256": sha256(firmware.data).hexdigest()},
         "parameters": dict(plan.parameters),
     }
@@ -72,15 +102,15 @@ class LogWriter:
         from json import dumps
 
         self._write, self._dumps = file.write, dumps
-        self._heads: dict[tuple[int, str, SnpPageType], tuple[str, str]] = {}
+        self._heads: dict[tuple[int, str, PageType], tuple[str, str]] = {}
         self._write(dumps(header) + "\n")
 
-    def page(self, step: int, name: str, gpa: int, page_type: SnpPageType, contents: str, digest: str) -> None:
+    def page(self, step: int, name: str, gpa: int, page_type: PageType, contents: str, digest: str) -> None:
         """Add one page; the arguments are the fields of `PageRecord`."""
         head = self._heads.get((step, name, page_type)) or self._head(step, name, page_type)
         self._write(f'{head[0]}{gpa:#x}{head[1]}{contents}", "digest": "{digest}"}}\n')
 
-    def _head(self, step: int, name: str, page_type: SnpPageType) -> tuple[str, str]:
+    def _head(self, step: int, name: str, page_type: PageType) -> tuple[str, str]:
         """The parts of a line that all pages of a step share."""
         head = f'{{"step": {step}, "name": {self._dumps(name)}, "gpa": "', f'", "type": "{_NAMES[page_type]}", "contents": "'
         self._heads[step, name, page_type] = head

@@ -9,6 +9,7 @@ afterwards ("two passes"), which gives another MRTD.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..api.kvm import Kvm
@@ -22,6 +23,7 @@ from ..uapi.tdx import TdAttributes
 from ..vmm import Backoff, Vmm, VmmError, populate_tdx
 from .errors import LaunchError
 from .ovmf import PAGE_SIZE, Firmware
+from .pagelog import TdxPageType
 from .plan import MAX_VCPUS, MemoryRegion
 from .readfile import Contents
 from .snp import FLOWS, Call
@@ -29,6 +31,7 @@ from .tdvf import TdvfSectionType, read_tdvf
 
 if TYPE_CHECKING:
     from ..hw.tdx.module import Row, Td
+    from .pagelog import LogWriter
 
 __all__ = ["TdxLaunch", "TdxPlan", "TdxStep", "compute_mrtd", "measure_tdx", "plan_tdx"]
 
@@ -118,10 +121,15 @@ def plan_tdx(firmware: Firmware, vcpus: int = 1, attributes: int = TdAttributes.
     return TdxPlan(firmware, tuple(steps), vcpus, hob, int(attributes), gpaw, parameters, tuple(notes))
 
 
-def compute_mrtd(plan: TdxPlan, *, two_pass: bool = False, progress: Progress | None = None) -> bytes:
+def compute_mrtd(
+    plan: TdxPlan, *, two_pass: bool = False, progress: Progress | None = None, log: LogWriter | None = None
+) -> bytes:
     """MRTD of `plan` without a host (simulated).  `two_pass`: all pages of a section are added before any is extended."""
     mrtd, done = Mrtd(), 0
-    for step in plan.steps:
+    for index, step in enumerate(plan.steps):
+        if log is not None:
+            _compute_and_log(mrtd, index, step, two_pass, log)
+            continue
         if two_pass or not step.measured:
             mrtd.page_add(step.gpa, step.pages)
         view = memoryview(step.contents) if step.contents is not None else None
@@ -136,13 +144,42 @@ def compute_mrtd(plan: TdxPlan, *, two_pass: bool = False, progress: Progress | 
     return mrtd.value
 
 
+def _compute_and_log(mrtd: Mrtd, index: int, step: TdxStep, two_pass: bool, log: LogWriter) -> None:
+    """One step, page by page.  A page that is extended in a second pass is logged then."""
+    if two_pass and step.measured:
+        mrtd.page_add(step.gpa, step.pages)
+    for at in range(0, step.size, PAGE_SIZE):
+        page = None
+        if step.measured:
+            page = bytes(step.contents[at : at + PAGE_SIZE]) if step.contents is not None else _EMPTY
+            (mrtd.extend_pages if two_pass else mrtd.page_add_extend)(step.gpa + at, page)
+        else:
+            mrtd.page_add(step.gpa + at)
+        _write_rows(log, index, step.name, [mrtd.row(step.gpa + at, page)])
+
+
+def _write_rows(log: LogWriter, index: int, name: str, rows: list[Row]) -> None:
+    """Pages that entered MRTD in step `index`."""
+    for gpa, contents, digest in rows:
+        kind = TdxPageType.ADDED if contents is None else TdxPageType.EXTENDED
+        log.page(index, name, gpa, kind, (contents or bytes(48)).hex(), digest.hex())
+
+
 class TdxLaunch:
     """One TDX VM, from creation to a final measurement.  Close it, or use it in a ``with`` statement.
 
     `calls` tells what was done, in order.  `measurement` is MRTD, which is simulated.
     """
 
-    def __init__(self, kvm: Kvm, plan: TdxPlan, *, flow: str | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        kvm: Kvm,
+        plan: TdxPlan,
+        *,
+        flow: str | None = None,
+        log: LogWriter | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.kvm, self.plan = kvm, plan
         self.profile: Profile = kvm.host.profile
         self.flow = flow or ("in-place" if self.profile.null_source else "copy")
@@ -156,7 +193,7 @@ class TdxLaunch:
             raise LaunchError(f"the emulated machine is of platform {kvm.host.platform}, and TDX takes intel")
         self.platform = kvm.host.tdx
         self.calls: list[Call] = []
-        self._progress, self._done = progress, 0
+        self._log, self._progress, self._done = log, progress, 0
         self.vcpus: list[Vcpu] = []
         self.vm: Vm
         self.vmm: Vmm
@@ -169,7 +206,9 @@ class TdxLaunch:
         self.create_vm()
         self.create_vcpus()
         self.create_memory()
-        for step in self.plan.steps:
+        for index, step in enumerate(self.plan.steps):
+            if self._log is not None:
+                self.log_pages(partial(_write_rows, self._log, index, step.name))
             self.populate(step)
         self.finalize()
         return self.measurement
@@ -265,12 +304,17 @@ class TdxLaunch:
 
 
 def measure_tdx(
-    plan: TdxPlan, *, two_pass: bool = False, progress: Progress | None = None, profile: str | Profile | None = None
+    plan: TdxPlan,
+    *,
+    two_pass: bool = False,
+    log: LogWriter | None = None,
+    progress: Progress | None = None,
+    profile: str | Profile | None = None,
 ) -> bytes:
     """MRTD of `plan` (simulated), by a launch on an emulated host of its own; KVM can't do `two_pass`, which is computed."""
     from ..profiles import DEFAULT
 
     if two_pass:
-        return compute_mrtd(plan, two_pass=True, progress=progress)
-    with Kvm.open(profile or DEFAULT, platform="intel") as kvm, TdxLaunch(kvm, plan, progress=progress) as launch:
+        return compute_mrtd(plan, two_pass=True, progress=progress, log=log)
+    with Kvm.open(profile or DEFAULT, platform="intel") as kvm, TdxLaunch(kvm, plan, log=log, progress=progress) as launch:
         return launch.run()

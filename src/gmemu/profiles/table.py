@@ -187,7 +187,6 @@ INPLACE_V8 = INPLACE_V13._replace(
     title="one pool, as posted in June 2026: a slot is served from guest_memfd alone only if the file has MMAP",
     source="[PATCH v8 00/46] guest_memfd: in-place conversion, 2026-06-18, gmem_in_place_conversion=1",
     gmem_only_slots="mmap",
-    removal_filter="init",
 )
 
 RFC_V5 = INPLACE_V8._replace(

@@ -44,6 +44,20 @@ SEV_INIT = rule(
     advice="Use KVM_SEV_INIT2.",
 )
 
+SEV_ASID = rule(
+    "snp.cmd.sev-asid",
+    ENOTTY,
+    "there must be an ASID for SEV guests; on this machine all are SNP's",
+    _SEV + "sev_asid_new()",
+    advice="SEV and SEV-ES are not emulated; use a VM of type KVM_X86_SNP_VM.",
+)
+INIT_TYPE = rule(
+    "snp.init2.vm-type",
+    EINVAL,
+    "KVM_SEV_INIT2 is for VMs created as SEV, SEV-ES or SNP ones",
+    _SEV + "sev_guest_init2()",
+    advice="Create the VM with type KVM_X86_SNP_VM.",
+)
 INIT_VCPUS = rule("snp.init2.vcpus", EINVAL, "KVM_SEV_INIT2 comes before the first vCPU", _SEV + "__sev_guest_init()")
 INIT_FLAGS = rule("snp.init2.flags", EINVAL, "flags must be 0", _SEV + "__sev_guest_init()")
 INIT_FEATURES = rule(

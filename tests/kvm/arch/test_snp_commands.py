@@ -90,12 +90,48 @@ def test_the_command_is_written_back_even_when_it_failed(inplace: World) -> None
     assert read_only(SevCmd.INIT2, address) == EPERM
 
 
+OTHER_VMS = [
+    (SevCmd.INIT, "snp.cmd.sev-asid", ENOTTY, "snp.cmd.sev-init", EINVAL),
+    (SevCmd.ES_INIT, "snp.cmd.sev-asid", ENOTTY, "snp.cmd.sev-init", EINVAL),
+    (SevCmd.INIT2, "snp.init2.vm-type", EINVAL, "snp.init2.vm-type", EINVAL),
+    (SevCmd.LAUNCH_START, "snp.cmd.sev-guest", ENOTTY, "snp.cmd.sev-guest", ENOTTY),
+    (SevCmd.LAUNCH_UPDATE_DATA, "snp.cmd.sev-guest", ENOTTY, "snp.cmd.sev-guest", ENOTTY),
+    (SevCmd.LAUNCH_UPDATE_VMSA, "snp.cmd.sev-guest", ENOTTY, "snp.cmd.sev-guest", ENOTTY),
+    (SevCmd.SNP_LAUNCH_START, "snp.start.vm-type", ENOTTY, "snp.start.vm-type", ENOTTY),
+    (SevCmd.SNP_LAUNCH_UPDATE, "snp.update.context", EINVAL, "snp.update.context", EINVAL),
+    (SevCmd.SNP_LAUNCH_FINISH, "snp.finish.vm-type", ENOTTY, "snp.finish.vm-type", ENOTTY),
+    (99, "snp.cmd.unknown", EINVAL, "snp.cmd.unknown", EINVAL),
+]
+"""command, then rule and errno on a default VM and on a software-protected one"""
+
+
+@pytest.mark.parametrize("row", OTHER_VMS, ids=lambda row: str(row[0]))
+def test_commands_on_vms_that_arent_snps(world: World, row: tuple[int, str, int, str, int]) -> None:
+    command, rule, errno, protected_rule, protected_errno = row
+    default, protected = world.kvm.create_vm(VmType.DEFAULT), world.kvm.create_vm(VmType.SW_PROTECTED)
+    reply = world.command(command, vm=default)
+    assert (reply.rule, reply.errno) == (rule, errno)
+    reply = world.command(command, vm=protected)
+    assert (reply.rule, reply.errno) == (protected_rule, protected_errno)
+    vcpu = default.create_vcpu()
+    late = world.command(SevCmd.INIT, vm=default)
+    assert (late.rule, late.errno) == ("snp.init2.vcpus", EINVAL)
+    for owner in (vcpu, default, protected):
+        owner.close()
+
+
+def test_sev_vms_cant_be_made(world: World) -> None:
+    for kind in (VmType.SEV, VmType.SEV_ES):
+        with pytest.raises(KernelError) as refused:
+            world.kvm.create_vm(kind)
+        assert (refused.value.rule.id, refused.value.errno) == ("kvm.create-vm.type", EINVAL)
+        assert "SEV and SEV-ES are not emulated" in str(refused.value)
+
+
 def test_other_vms_know_none_of_this(world: World) -> None:
     """But asking whether there is memory encryption is allowed on any."""
     vm = world.kvm.create_vm(VmType.SW_PROTECTED)
     assert vm.ioctl(KVM_MEMORY_ENCRYPT_OP, 0) == 0
-    reply = world.command(SevCmd.SNP_LAUNCH_START, vm=vm)
-    assert (reply.rule, reply.errno) == ("kvm.mem-enc.unsupported", ENOTTY)
     vcpu = vm.create_vcpu()
     with pytest.raises(KernelError) as refused:
         vcpu.ioctl(KVM_MEMORY_ENCRYPT_OP, 0)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...hw.cpu import Cpu, Exit, GuestMemory, PlainMemory
-from ...mm.uaccess import UserPointer
+from ...mm.uaccess import UserPointer, copy_from_user
 from ...rules import kvm as rules
 from ...uapi.kvm import KVM_MEMORY_ENCRYPT_OP, KVM_PRE_FAULT_MEMORY, Cap, VmType
+from ...uapi.sev import kvm_sev_cmd
 from ..guest_memfd.invalidate import Filter
 
 if TYPE_CHECKING:
@@ -67,10 +68,17 @@ class VmArch:
         return IOCTLS.get(request)
 
     def mem_enc_op(self, arg: UserPointer) -> int:
-        """KVM_MEMORY_ENCRYPT_OP on the VM fd.  Where the machine has SNP, an empty request succeeds on any VM."""
-        if arg == 0 and self.vm.host.platform == "amd":
+        """KVM_MEMORY_ENCRYPT_OP on the VM fd.  Where the machine has SNP, an empty request succeeds on any VM, and each
+        command fails by a check of its own (sev_mem_enc_ioctl)."""
+        if self.vm.host.platform != "amd":
+            raise rules.MEM_ENC_UNSUPPORTED(f"VM type {self.vm_type.name}")
+        if arg == 0:
             return 0
-        raise rules.MEM_ENC_UNSUPPORTED(f"VM type {self.vm_type.name}")
+        from .sev_refusals import refused_command
+
+        cmd = copy_from_user(self.vm.rt.current.mm, kvm_sev_cmd, arg)
+        with self.vm.lock:
+            raise refused_command(self.vm, cmd.id)
 
     def vcpu_mem_enc_unlocked_op(self, vcpu: Vcpu, arg: UserPointer) -> int | None:
         """KVM_MEMORY_ENCRYPT_OP on a vCPU fd, before the vCPU's mutex is taken.  `None`: try `vcpu_mem_enc_op`."""

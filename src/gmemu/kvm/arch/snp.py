@@ -11,7 +11,6 @@ from ...hw.memory import PAGE_SHIFT
 from ...hw.snp.guest import SnpMemory
 from ...mm.uaccess import UserPointer, copy_from_user, copy_to_user
 from ...rules import KernelError
-from ...rules import gmemu as own_rules
 from ...rules import snp as rules
 from ...uapi.kvm import ExitReason, VmType, kvm_exit_fail_entry
 from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS
@@ -19,6 +18,7 @@ from ...uapi.sev import SVM_SEV_FEAT_SECURE_TSC, SVM_SEV_FEAT_SNP_ACTIVE, PspSta
 from ..guest_memfd.fault import kvm_gmem_get_pfn
 from .base import VmArch
 from .content import encrypted_content_modes
+from .sev_refusals import refused_command
 from .snp_ghcb import handle_ghcb_msr, handle_vmgexit
 from .snp_launch import launch_finish, launch_start, launch_update
 
@@ -105,22 +105,12 @@ class SnpVm(VmArch):
                 raise rules.OLD_COMMAND(f"command {cmd.id}")
             handler = _COMMANDS.get(cmd.id)
             if handler is None:
-                raise self._no_handler(cmd.id)
+                raise refused_command(self.vm, cmd.id)
             try:
                 handler(self, cmd)
             finally:
                 copy_to_user(mm, arg, cmd)
         return 0
-
-    def _no_handler(self, id: int) -> KernelError:
-        """The commands of other kinds of guests fail by checks of their own."""
-        if id in (SevCmd.INIT, SevCmd.ES_INIT):
-            return rules.SEV_INIT(f"command {id}, VM type {self.vm_type.name}")
-        if id in _SEV_COMMANDS:
-            return rules.SEV_COMMAND(f"command {id}, VM type {self.vm_type.name}")
-        if id == SevCmd.SNP_ENABLE_REQ_CERTS and self.vm.profile.snp_req_certs:
-            return own_rules.SNP_REQ_CERTS()
-        return rules.UNKNOWN_COMMAND(f"command {id}")
 
     def guest_init2(self, cmd: kvm_sev_cmd) -> None:
         """sev_guest_init2() and __sev_guest_init()."""
@@ -246,17 +236,6 @@ class SnpVm(VmArch):
                 vm.mmu.invalidate_end()
         vm.host.memmap.put(pfn)
 
-
-_SEV_COMMANDS = frozenset(
-    (
-        *range(SevCmd.LAUNCH_START, SevCmd.SEND_UPDATE_DATA + 1),
-        SevCmd.SEND_FINISH,
-        *(SevCmd.RECEIVE_START, SevCmd.RECEIVE_UPDATE_DATA, SevCmd.RECEIVE_FINISH),
-        *(SevCmd.GUEST_STATUS, SevCmd.DBG_DECRYPT, SevCmd.DBG_ENCRYPT),
-        *(SevCmd.GET_ATTESTATION_REPORT, SevCmd.SEND_CANCEL),
-    )
-)
-"""What sev_mem_enc_ioctl() knows of SEV; SEND_UPDATE_VMSA, RECEIVE_UPDATE_VMSA and CERT_EXPORT have only a number."""
 
 _COMMANDS: dict[int, Callable[[SnpVm, kvm_sev_cmd], None]] = {
     SevCmd.INIT2: SnpVm.guest_init2,

@@ -29,8 +29,8 @@ def both_views(inode: GmemInode) -> Filter:
 
 
 def view_at_creation(inode: GmemInode) -> Filter:
-    """The same before anything could be converted.  Kept by the conversion series until v12, it misses what became private
-    since, and TDX or CCA still own the pages that the host gets back (S22)."""
+    """The same before anything could be converted.  Kept where something can, it misses what became private since, and TDX
+    or CCA still own the pages that the host gets back (S22)."""
     return Filter.SHARED if inode.init_shared else Filter.PRIVATE
 
 
