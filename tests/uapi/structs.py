@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from gmemu.uapi import ghcb, kvm, kvm_arm64, kvm_x86, mman, sev
+from gmemu.uapi import ghcb, kvm, kvm_arm64, kvm_x86, mman, rmi, sev
 from gmemu.uapi.layout import Struct
 
-MODULES = (ghcb, kvm, kvm_arm64, kvm_x86, mman, sev)
+MODULES = (ghcb, kvm, kvm_arm64, kvm_x86, mman, rmi, sev)
 
 
 def structs_of(module: ModuleType) -> list[type[Struct]]:

@@ -35,6 +35,8 @@ __all__ = [
     "NestedPageFault",
     "PlainMemory",
     "PortIo",
+    "RecEnterFailed",
+    "RecExit",
     "RmpFault",
     "Shutdown",
     "Smccc",
@@ -128,6 +130,20 @@ class Smccc(NamedTuple):
     args: tuple[int, ...]
 
 
+class RecExit(NamedTuple):
+    """A realm's REC left for the host with `reason` (RmiRecExitReason), and what it tells of why."""
+
+    reason: int
+    values: tuple[int, ...]
+
+
+class RecEnterFailed(NamedTuple):
+    """RMI_REC_ENTER came back with a status; the guest didn't run, and `completion` is still to be given to it."""
+
+    status: int
+    completion: object
+
+
 class VpEnterFailed(NamedTuple):
     """TDH.VP.ENTER came back with a status; the guest didn't run, and `completion` is still to be given to it."""
 
@@ -147,6 +163,8 @@ Exit = (
     | TdVmcall
     | VpEnterFailed
     | Smccc
+    | RecExit
+    | RecEnterFailed
 )
 
 
