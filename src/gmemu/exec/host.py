@@ -21,6 +21,7 @@ from ..mm.real import PlacedPageCache, RealAddressSpace, RealMemmap
 from ..profiles import Profile, get
 from ..rules import mm as rules
 from ..sync import DirectRuntime
+from .family import STORE, TAKE, Family
 
 __all__ = ["MEMORY", "RealHost", "RealProcess", "RealRuntime"]
 
@@ -105,12 +106,13 @@ class RealHost(Host):
         self.process_memory = process
         profile = get(profile) if isinstance(profile, str) else profile
         design = Design.of(profile)
-        self._convert = design.convert
+        self._convert, self._take_from_host = design.convert, design.take_from_host
+        self.family: Family | None = None
         super().__init__(
             profile,
             memory=MEMORY,
             runtime=RealRuntime(process),
-            design=design._replace(convert=self._convert_and_refresh),
+            design=design._replace(convert=self._convert_and_refresh, take_from_host=self._take_from_all),
             platform=platform,
         )
 
@@ -131,12 +133,27 @@ class RealHost(Host):
         try:
             self._convert(inode, start, end, attributes)
         except BaseException:
-            self._refresh(inode, start, end)
+            self._publish(inode, start, end)
             raise
         if not attributes:
-            self._refresh(inode, start, end)
+            self._publish(inode, start, end)
+        elif self.family is not None:
+            self.family.tell(STORE, inode, start, end, attributes)
 
-    def _refresh(self, inode: GmemInode, start: int, end: int) -> None:
+    def _take_from_all(self, inode: GmemInode, start: int, end: int) -> None:
+        """Unmap the pages in the processes that a fork made, too."""
+        if self.family is not None:
+            self.family.tell(TAKE, inode, start, end)
+        self._take_from_host(inode, start, end)
+
+    def _publish(self, inode: GmemInode, start: int, end: int) -> None:
+        self.refresh(inode, start, end)
+        if self.family is not None:
+            for s, e, attributes in list(inode.attributes.runs(start, end)):
+                self.family.tell(STORE, inode, s, e, attributes)
+
+    def refresh(self, inode: GmemInode, start: int, end: int) -> None:
+        """Let this process touch those of file pages [start, end) that it may."""
         for vma in inode.mapping.i_mmap:
             first, last = vma.pages_of(start, end)
             if first < last:

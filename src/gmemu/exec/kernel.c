@@ -289,6 +289,13 @@ static PyObject *guest_exit(PyObject *self, PyObject *args)
 	return PyBool_FromLong(libc_half->guest_exit());
 }
 
+static PyObject *kernel_thread(PyObject *self, PyObject *args)
+{
+	(void)self, (void)args;
+	libc_half->kernel_thread();
+	Py_RETURN_NONE;
+}
+
 static PyObject *signal_pending(PyObject *self, PyObject *args)
 {
 	(void)self, (void)args;
@@ -312,6 +319,7 @@ static PyMethodDef methods[] = {
 	{"watch", watch, METH_VARARGS, NULL},
 	{"guest_enter", guest_enter, METH_VARARGS, NULL},
 	{"guest_exit", guest_exit, METH_NOARGS, NULL},
+	{"kernel_thread", kernel_thread, METH_NOARGS, NULL},
 	{"signal_pending", signal_pending, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

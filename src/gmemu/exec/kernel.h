@@ -48,6 +48,8 @@ struct gmemu_libc {
 	/* While a guest runs, signals are let in; one that has a handler stops the guest first. */
 	void (*guest_enter)(void *stop, void *argument);
 	int (*guest_exit)(void);
+	/* The calling thread is the kernel's own. */
+	void (*kernel_thread)(void);
 	/* Whether signals that the program wants to hear of are waiting for this thread. */
 	int (*signal_pending)(void);
 };

@@ -12,11 +12,14 @@ from errno import EFAULT, EIO
 from functools import wraps
 from typing import TYPE_CHECKING
 
+from ..kvm.guest_memfd.file import GmemFile
 from ..mm.uaccess import read_user, write_user
 from ..rules import MemoryFault
+from ..uapi.ioctl import ioctl_size
 from ..uapi.kvm import KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2
 from . import devices
 from .door import RealDoor
+from .family import Family
 from .host import RealHost, RealProcess
 from .settings import Settings
 from .stat import stat
@@ -65,6 +68,7 @@ class ExecKernel:
         process = self.door.process
         assert isinstance(process, RealProcess)
         self.process = process
+        self._family = Family(self.host, self.door.task, self._carry_out)
 
     # Files
 
@@ -99,6 +103,8 @@ class ExecKernel:
         request &= _U32
         if request == KVM_RUN:
             return self._run(fd, arg)
+        if isinstance(file := self.process.files.get(fd), GmemFile) and self._family.inherited(file):
+            return self._ask(file, request, arg)
         result = self.door.ioctl(fd, request, arg)
         if request in (KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2):
             self._watch_slots()
@@ -112,6 +118,23 @@ class ExecKernel:
             return self.door.ioctl(fd, KVM_RUN, arg)
         finally:
             task.pending_signals = 0
+
+    def _ask(self, file: GmemFile, request: int, arg: int) -> int:
+        """An ioctl on a guest_memfd after a fork: the oldest process's kernel does it."""
+        size = ioctl_size(request)
+        result, argument = self._family.ask(file, request, read_user(self.door.mm, arg, size))
+        write_user(self.door.mm, arg, argument)
+        return result
+
+    def _carry_out(self, file: GmemFile, request: int, argument: bytearray) -> int:
+        """What a child asked for, in the oldest process."""
+        previous = self.host.rt.enter(self.door.task)
+        try:
+            return file.ioctl(request, argument)
+        except OSError as error:
+            return -(error.errno or EIO)
+        finally:
+            self.host.rt.leave(previous)
 
     def _watch_slots(self) -> None:
         """Hear of what becomes of the program's memory that guests have."""
@@ -203,6 +226,13 @@ class ExecKernel:
 
     @_errno
     def fork(self, stage: int, *_: int) -> int:
+        if stage == 0:
+            self._family.before_fork()
+            self.host.family = self._family
+        elif stage == 1:
+            self._family.in_parent()
+        else:
+            self._family.in_child()
         return 0
 
     @_errno

@@ -173,6 +173,14 @@ static int guest_exit(void)
 	return held_signals;
 }
 
+static void kernel_thread(void)
+{
+	sigset_t ignored;
+
+	in_kernel++;
+	block_signals(&ignored);
+}
+
 static int signal_pending(void)
 {
 	sigset_t pending;
@@ -200,7 +208,7 @@ static void (*kernel_fork)(enum gmemu_fork);
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int started; /* 1: there; -1: can't be had */
 
-static const struct gmemu_libc libc_half = {mark_fd, watch, guest_enter, guest_exit, signal_pending};
+static const struct gmemu_libc libc_half = {mark_fd, watch, guest_enter, guest_exit, kernel_thread, signal_pending};
 
 static bool start(void)
 {

@@ -72,6 +72,9 @@ class ProcessMemory(Protocol):
     def guest_exit(self) -> bool:
         """Signals wait again.  Whether one came."""
 
+    def kernel_thread(self) -> None:
+        """The calling thread is ours: nothing that it does is intercepted, and no signal comes to it."""
+
     def signal_pending(self) -> bool:
         """Whether a signal waits for this thread that the program wants to hear of."""
 

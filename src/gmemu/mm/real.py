@@ -27,6 +27,9 @@ CHUNK = 512
 """Pages that are registered with userfaultfd together.  Each registered run is a mapping of its own to the real kernel,
 which has 65,530 for a process; so pages that change one by one are told apart by being mapped or not, within a chunk."""
 
+FORK_PART = 1 << 24
+"""Pages that a child of a fork has for VMs of its own."""
+
 
 class RealMemmap(Memmap):
     """Page frames, of which some are set aside for a file in a row, and those of the program's own memory aren't counted."""
@@ -36,7 +39,23 @@ class RealMemmap(Memmap):
     def __init__(self, rt: Runtime, memory: RealMemory) -> None:
         self._reserved: RangeMap[bool] = RangeMap()
         self._returned: list[tuple[int, int]] = []
+        self._limit = memory.size >> PAGE_SHIFT
         super().__init__(rt, memory)
+
+    def part_for_child(self) -> int:
+        """About to fork: leave a part of the memory to the child's own VMs.  Its first page frame."""
+        self._limit = max(self._limit - FORK_PART, self._next)
+        return self._limit
+
+    def keep_to(self, part: int) -> None:
+        """In the child: what is new comes from there, and what the parent frees is the parent's."""
+        self._next, self._limit = part, part + FORK_PART
+        self._free, self._returned = [], []
+
+    @property
+    def nr_free(self) -> int:
+        """What is left of this process's part, and what was given back."""
+        return self._limit - self._next + sum(count for _, count in self._free)
 
     def alloc(self, count: int) -> list[tuple[int, int]]:
         """As the other, but in one run, so that it can be mapped in one go."""
@@ -58,7 +77,7 @@ class RealMemmap(Memmap):
                 del self._returned[i]
                 return pfn
         pfn = -(-self._next // CHUNK) * CHUNK
-        if pfn + count > self.nr_pages:
+        if pfn + count > self._limit:
             return None
         self._next = pfn + count
         self._reserved.set(pfn, pfn + count, True)
@@ -313,6 +332,18 @@ class RealAddressSpace(AddressSpace):
             self._found = vpn, writable
             return
         raise SegmentationFault(rules.UNMAPPED, address, "which the process itself can't touch")
+
+    def after_fork(self) -> None:
+        """In the child of a real fork: userfaultfd wasn't handed on, nor was any page mapped."""
+        if not self._has_gate:
+            return
+        self._process.gate_open()
+        for s, e, _ in self._gated.runs():
+            self._process.gate_register(s << PAGE_SHIFT, e - s << PAGE_SHIFT)
+        for vma in self.vmas:
+            if _is_gated(vma):
+                for s, e, _ in list(self._gated.runs(vma.start, vma.end)):
+                    self._map_present(vma, s, e)
 
     def fork(self) -> AddressSpace:
         raise NotImplementedError("a real process is forked by its own kernel")

@@ -245,7 +245,90 @@ static void threads(void)
 	CHECK(touched > 0);
 }
 
+/* fork: the child may touch what the parent may, at the start and later. */
+
+static void say(int fd)
+{
+	CHECK(write(fd, "", 1) == 1);
+}
+
+static void hear(int fd)
+{
+	char byte;
+
+	CHECK(read(fd, &byte, 1) == 1);
+}
+
+static void forked_accesses(void)
+{
+	int fd, down[2], up[2], status;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	pid_t pid;
+
+	CHECK(pipe(down) == 0 && pipe(up) == 0);
+	memset(at, 1, SIZE);
+	convert(fd, PAGE, PAGE, PRIVATE);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (!pid) {
+		CHECK(close(up[0]) == 0 && close(down[1]) == 0);
+		CHECK(is_bus_error(at + PAGE, false), "private in the child from the start");
+		CHECK(at[0] == 1 && at[2 * PAGE] == 1);
+		at[0] = 2;
+		say(up[1]);
+		hear(down[0]);
+		CHECK(is_bus_error(at, false) && is_bus_error(at + 2 * PAGE, true), "the parent took them");
+		CHECK(at[PAGE] == 1, "and gave this one");
+		FAILS(EIO, ioctl(vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD));
+		convert(fd, 3 * PAGE, PAGE, PRIVATE);
+		CHECK(is_bus_error(at + 3 * PAGE, false));
+		say(up[1]);
+		hear(down[0]);
+		CHECK(at[0] == 2);
+		exit(0);
+	}
+	CHECK(close(up[1]) == 0 && close(down[0]) == 0);
+	hear(up[0]);
+	CHECK(at[0] == 2, "what the child wrote");
+	convert(fd, 0, SIZE, PRIVATE);
+	convert(fd, PAGE, PAGE, SHARED);
+	convert(fd, 3 * PAGE, PAGE, SHARED);
+	say(down[1]);
+	hear(up[0]);
+	CHECK(is_bus_error(at + 3 * PAGE, false), "the child took it");
+	convert(fd, 0, PAGE, SHARED);
+	say(down[1]);
+	CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	convert(fd, 0, SIZE, PRIVATE);
+	expect_private(at, SIZE);
+}
+
+static void child_with_a_vm_of_its_own(void)
+{
+	int fd, status;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	pid_t pid = fork();
+
+	CHECK(pid >= 0);
+	if (!pid) {
+		make_vm(SW_PROTECTED);
+		int own = make_gmem(SIZE, GMEM_MMAP);
+		unsigned char *there = map_gmem(own, SIZE);
+		expect_private(there, SIZE);
+		convert(own, 0, SIZE, SHARED);
+		memset(there, 0xcc, SIZE);
+		exit(0);
+	}
+	CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	int other = make_gmem(SIZE, GMEM_MMAP | GMEM_INIT_SHARED);
+	CHECK(map_gmem(other, SIZE)[0] == 0, "the child's memory is its own");
+	convert(fd, 0, SIZE, PRIVATE);
+	expect_private(at, SIZE);
+}
+
 static const struct test tests[] = {
+	{"forked_accesses", forked_accesses},
+	{"child_with_a_vm_of_its_own", child_with_a_vm_of_its_own},
 	{"private_at_start", private_at_start},
 	{"shared_at_start", shared_at_start},
 	{"one_among_many", one_among_many},
