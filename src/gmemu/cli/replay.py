@@ -11,6 +11,7 @@ from ..explore.beside import follow
 from ..explore.token import Token
 from ..explore.trace import record
 from ..report.traces import FORMATS
+from ..report.traces.calls import NotExpressible
 from ..sync.explored import NotDeterministic
 from .explore import scenario_named, variant_named
 from .outcome import ExitCode, Outcome, UsageError
@@ -37,6 +38,8 @@ def replay(args: Namespace) -> Outcome:
             return chosen.write(traces)
         except ImportError as missing:
             raise UsageError(f"{chosen.name} needs {missing.name}, which isn't installed: {chosen.needs}") from missing
+        except NotExpressible as why:
+            raise UsageError(str(why)) from why
 
     data = [trace.data() for trace in traces]
     return Outcome(data if len(tokens) > 1 else data[0], text, ExitCode.MISMATCH if traces[0].kind else ExitCode.PASS)
@@ -52,7 +55,7 @@ def _token(text: str) -> Token:
 
 
 def _recorded(token: Token) -> Trace:
-    build = partial(scenario_named(token.scenario), token.variants)
+    build = partial(scenario_named(token.scenario).recorded(), token.variants)
     try:
         return record(build, token.choices, scenario=token.scenario, variants=token.variants)
     except NotDeterministic as other:

@@ -8,7 +8,7 @@ kind of violation that it must give.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from ..api import Kvm
 from ..check import check_host
@@ -19,6 +19,7 @@ from ..rules import BusError, KernelError
 from ..sync import Lockdep
 from ..sync.explored import ExploredRuntime
 from ..syscalls.emulated import EmulatedDoor
+from ..syscalls.recorded import Call, RecordedDoor
 from .variants import apply
 from .verdict import Kind
 
@@ -40,13 +41,15 @@ class Scenario:
     """variant -> the kind of violation that must be found with it"""
     profile: ClassVar[str] = "inplace-v13"
     platform: ClassVar[str] = "amd"
+    door: ClassVar[type[EmulatedDoor]] = EmulatedDoor
+    """How the first process makes its calls; see `recorded`."""
 
     def __init__(self, variants: tuple[str, ...] = ()) -> None:
         self.lockdep = Lockdep()
         self.runtime = ExploredRuntime(self.lockdep)
         design = apply(Design.of(get(self.profile)), variants)
         self.host = Host(self.profile, memory=1 << 24, runtime=self.runtime, design=design, platform=self.platform)
-        self.kvm = Kvm.open_on(self.host)
+        self.kvm = Kvm(self.door(self.host))
         self.seen: dict[str, object] = {}
         self.set_up()
 
@@ -78,6 +81,16 @@ class Scenario:
     def state(self) -> object:
         """Each task's result."""
         return tuple(sorted((name, repr(value)) for name, value in self.seen.items()))
+
+    @classmethod
+    def recorded(cls) -> type[Self]:
+        """The same scenario, which keeps its system calls."""
+        return type(cls.__name__, (cls,), {"door": RecordedDoor})
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The system calls so far, if they are kept."""
+        return tuple(self.kvm.door.calls) if isinstance(self.kvm.door, RecordedDoor) else ()
 
     def close(self) -> None:
         """The world is over."""

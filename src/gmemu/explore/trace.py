@@ -44,6 +44,7 @@ from ..rules import catalogue
 from ..sync import Srcu
 from ..sync.explored import ExploredRuntime, Taken
 from ..sync.explored import Step as RawStep
+from ..syscalls.recorded import Call
 from .pages import Page, page_states
 from .search import World as Program
 from .search import replay
@@ -132,6 +133,7 @@ class Trace(NamedTuple):
     before: World
     steps: tuple[Step, ...]
     waiting: tuple[Waiting, ...]
+    calls: tuple[Call, ...] = ()
 
     def before_step(self, number: int) -> World:
         """The world as step `number` found it."""
@@ -148,7 +150,7 @@ class Trace(NamedTuple):
 
     def data(self) -> dict[str, Any]:
         """For JSON: names instead of positions."""
-        return {**_plain(self), "simulated": True}
+        return {**_plain(self._replace(calls=())), "simulated": True}
 
 
 def _plain(value: Any) -> Any:
@@ -197,6 +199,7 @@ def record(
         before=World((), worlds[0][1]),
         steps=steps,
         waiting=tuple(Waiting(task, step.kind, names.of(step)[1], stack) for task, step, stack in recorder.waiting),
+        calls=recorder.calls,
     )
 
 
@@ -218,6 +221,7 @@ class _Recorder:
         self.stacks: list[tuple[Frame, ...]] = []
         self.chosen: list[bool] = []
         self.waiting: list[tuple[int, RawStep, tuple[Frame, ...]]] = []
+        self.calls: tuple[Call, ...] = ()
         self._catalogue = list(catalogue().values())
         self._hits: list[int] = []
         self._held: dict[int, tuple[object, list[tuple[int, str]]]] = {}
@@ -255,6 +259,7 @@ class _Recorder:
         )
         if taken is None:
             self.waiting = [(t.number, t.step, _stack(t.where)) for t in left if t.where]
+            self.calls = getattr(self.world, "calls", ())
             return
         self.stacks.append(_stack(where))
         self.chosen.append(chosen)

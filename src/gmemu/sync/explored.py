@@ -297,6 +297,11 @@ class ExploredRuntime(Runtime):
         return len(self._threads) - 1
 
     @property
+    def running(self) -> int:
+        """The number of the task that runs; -1 outside of `run`."""
+        return -1 if self._running is None else self._running.number
+
+    @property
     def names(self) -> list[str]:
         """The spawned tasks' names, by number."""
         return [thread.name for thread in self._threads]

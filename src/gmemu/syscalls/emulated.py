@@ -94,12 +94,12 @@ class EmulatedDoor:
 
     def thread(self, name: str, cpu: int = 0) -> EmulatedDoor:
         """The same process, another thread, on CPU `cpu`."""
-        return EmulatedDoor(self.host, self.process, self.process.thread(name, cpu))
+        return type(self)(self.host, self.process, self.process.thread(name, cpu))
 
     def fork(self) -> EmulatedDoor:
         """fork(): the child's door."""
         with _Syscall(self):
-            return EmulatedDoor(self.host, self.process.fork())
+            return type(self)(self.host, self.process.fork())
 
     def exit(self) -> None:
         """_exit(): the process is gone."""

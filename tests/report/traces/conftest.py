@@ -15,9 +15,9 @@ from gmemu.scenarios import CATALOGUE
 
 def violation(scenario: str, variant: str) -> tuple[Trace, Trace]:
     """What the search finds, and the same order of events by default."""
-    build = partial(CATALOGUE[scenario], (variant,))
+    build = partial(CATALOGUE[scenario].recorded(), (variant,))
     found = explore(build)
-    default = CATALOGUE[scenario]
+    default = CATALOGUE[scenario].recorded()
     return (
         record(build, found.choices, scenario=scenario, variants=(variant,)),
         record(default, follow(default, found.trace), scenario=scenario),

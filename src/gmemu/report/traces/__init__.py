@@ -27,7 +27,7 @@ class Format(NamedTuple):
     def write(self, traces: Sequence[Trace]) -> str | bytes:
         """The first trace; a format that can show two side by side shows the second too.
 
-        Raises `ImportError` if what it's written with isn't installed.
+        Raises `ImportError` if what it's written with isn't installed, `calls.NotExpressible` if the format can't say it.
         """
         writer: Callable[[Sequence[Trace]], str | bytes] = import_module(f".{self.module}", __package__).write
         return writer(traces)
@@ -40,5 +40,7 @@ FORMATS = {
         Format("mermaid", ".mmd", "a sequence diagram", "mermaid"),
         Format("perfetto", ".pftrace", "for ui.perfetto.dev", "perfetto", "pip install 'gmemu[perfetto]'"),
         Format("html", ".html", "a page to step through, the variant beside the default", "html"),
+        Format("c", ".c", "a program in the manner of the KVM selftests, to be filled in", "selftest"),
+        Format("syz", ".syz", "a syzkaller program, where one can be made", "syzkaller"),
     )
 }
