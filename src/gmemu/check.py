@@ -142,6 +142,7 @@ def _check_inode(inode: GmemInode) -> None:
     for file in inode.files:
         _require(file.count > 0, f"guest_memfd {inode.ino} has a released file")
         for start, end, slot in file.bindings.runs():
+            _require(not slot.freed, f"file pages {start:#x}-{end:#x} are bound to {slot}, which was freed")
             whole = slot.gmem_pgoff == start and slot.npages == end - start
             _require(slot.gmem_file is file and whole, f"file pages {start:#x}-{end:#x} are bound to {slot}, which isn't")
 

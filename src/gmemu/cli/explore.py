@@ -13,6 +13,7 @@ from ..explore import explore as search
 from ..explore.token import Token
 from ..explore.variants import VARIANTS
 from ..report.explore import verdicts_text, violation_text
+from ..report.progress import Progress
 from ..report.table import table
 from ..scenarios import CATALOGUE
 from .outcome import ExitCode, Outcome, UsageError
@@ -28,15 +29,17 @@ __all__ = ["explore", "scenario_named", "variant_named", "variants"]
 
 
 def explore(args: Namespace) -> Outcome:
-    """`gmemu explore`: each scenario by default, or with variants; every variant of each with --all-variants."""
+    """`gmemu explore`: each scenario by default, or with variants; every variant that it says
+    something about with --all-variants."""
     chosen = [scenario_named(name) for name in args.scenario] or list(CATALOGUE.values())
     asked = tuple(variant_named(name) for name in args.variant)
+    wanted = [(scenario, v) for scenario in chosen for v in (scenario.stated() if args.all_variants else [asked])]
     runs = []
-    for scenario in chosen:
-        sets = [(v,) for v in scenario.broken_by] if args.all_variants else [asked]
-        for chosen_variants in sets:
-            result = search(partial(scenario, chosen_variants), max_seconds=args.seconds)
-            runs.append(_Run(scenario, chosen_variants, result))
+    with Progress("exploring") as progress:
+        for number, (scenario, variants) in enumerate(wanted):
+            progress(number, len(wanted))
+            result = search(partial(scenario, variants), max_seconds=args.seconds)
+            runs.append(_Run(scenario, variants, result))
     return Outcome([run.data() for run in runs], lambda style: _explored(runs, style), _code(runs))
 
 
@@ -50,7 +53,7 @@ class _Run:
     @property
     def as_stated(self) -> bool:
         """Variants that must break it did, as they must; nothing else did."""
-        kinds = {self.scenario.broken_by[v] for v in self.variants if v in self.scenario.broken_by}
+        kinds = self.scenario.kinds_with(self.variants)
         return self.result.kind in kinds if kinds else self.result.outcome is not Verdict.VIOLATED
 
     def data(self) -> dict[str, Any]:
@@ -102,9 +105,8 @@ def variants(args: Namespace) -> Outcome:
     """`gmemu variants`: what can be decided otherwise, where that was discussed, and what it breaks."""
     rows = []
     for variant in VARIANTS.values():
-        breaks = [name for name, scenario in CATALOGUE.items() if variant.name in scenario.broken_by]
-        rows.append({**variant._asdict(), "breaks": breaks})
-        del rows[-1]["change"]
+        breaks = [name for name, scenario in CATALOGUE.items() if any(variant.name in v for v in scenario.broken_with())]
+        rows.append({"name": variant.name, "text": variant.text, "source": variant.source, "breaks": breaks})
     lines = [(str(r["name"]), ", ".join(r["breaks"]) or "-", f"{r['text']} ({r['source']})") for r in rows]
     return Outcome(rows, lambda style: table(lines, ("variant", "breaks", "what it is"), style=style))
 

@@ -17,7 +17,7 @@ __all__ = ["Race", "dependent", "races"]
 _SHARED = frozenset({"read", "acquire-shared", "enter"})
 """Kinds of which two don't disturb each other."""
 
-_ALONE = frozenset({"begin", "resched"})
+_ALONE = frozenset({"begin", "resched", "retry"})
 """Kinds that touch nothing."""
 
 _RELEASES = frozenset({"release", "release-shared"})

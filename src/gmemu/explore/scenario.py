@@ -20,7 +20,8 @@ from ..sync import Lockdep
 from ..sync.explored import ExploredRuntime
 from ..syscalls.emulated import EmulatedDoor
 from ..syscalls.recorded import Call, RecordedDoor
-from .variants import apply
+from .user_space import UserSpace
+from .variants import apply, apply_to_user_space
 from .verdict import Kind
 
 __all__ = ["PAGE", "Scenario"]
@@ -38,16 +39,34 @@ class Scenario:
     """What is asked, in a sentence."""
     source: ClassVar[str]
     broken_by: ClassVar[dict[str, Kind]] = {}
-    """variant -> the kind of violation that must be found with it"""
+    """variant, or several joined by "+" -> the kind of violation that must be found with it"""
+    holds_with: ClassVar[tuple[str, ...]] = ()
+    """variants (as above) with which it must hold all the same"""
     profile: ClassVar[str] = "inplace-v13"
     platform: ClassVar[str] = "amd"
     door: ClassVar[type[EmulatedDoor]] = EmulatedDoor
     """How the first process makes its calls; see `recorded`."""
 
+    @classmethod
+    def broken_with(cls) -> list[tuple[str, ...]]:
+        """The sets of variants that break it."""
+        return [tuple(names.split("+")) for names in cls.broken_by]
+
+    @classmethod
+    def stated(cls) -> list[tuple[str, ...]]:
+        """The sets of variants of which the scenario says what comes of them."""
+        return [tuple(names.split("+")) for names in (*cls.holds_with, *cls.broken_by)]
+
+    @classmethod
+    def kinds_with(cls, variants: tuple[str, ...]) -> set[Kind]:
+        """The kinds of violation that may be found with these variants; none if it must hold."""
+        return {kind for names, kind in cls.broken_by.items() if set(names.split("+")) <= set(variants)}
+
     def __init__(self, variants: tuple[str, ...] = ()) -> None:
         self.lockdep = Lockdep()
         self.runtime = ExploredRuntime(self.lockdep)
         design = apply(Design.of(get(self.profile)), variants)
+        self.user_space = apply_to_user_space(UserSpace(), variants)
         self.host = Host(self.profile, memory=1 << 24, runtime=self.runtime, design=design, platform=self.platform)
         self.kvm = Kvm(self.door(self.host))
         self.seen: dict[str, object] = {}
@@ -76,7 +95,13 @@ class Scenario:
     def check(self) -> None:
         """The scenario's own condition, and every invariant of the host."""
         check_host(self.host)
-        self.holds()
+        try:
+            self.holds()
+        except AssertionError as broken:
+            if broken.args:
+                raise
+            results = ", ".join(f"{name}: {value}" for name, value in self.seen.items())
+            raise AssertionError(f"no outcome that may be: {results}") from None
 
     def state(self) -> object:
         """Each task's result."""

@@ -75,17 +75,21 @@ class _Search:
         self.depth = 0
         self.steps = 0
         self.positions: list[int] = []
-        self.yielded = -1
+        self.yielded = self.running = -1
+        self.turns = 0
         self.runtime: ExploredRuntime
 
     def begin(self, runtime: ExploredRuntime) -> None:
         """Another run, along the path to its end and then by default."""
-        self.runtime, self.depth, self.positions, self.yielded = runtime, 0, [], -1
+        self.runtime, self.depth, self.positions = runtime, 0, []
+        self.yielded = self.running = -1
 
     def choose(self, able: list[tuple[int, Step]]) -> int:
         """The schedule: what the path says; beyond it, the task that ran last if it can, unless that was tried.
 
-        Schedules are fair: a task that yielded (cond_resched) waits until another has taken a step, if one can.  So a loop
+        Schedules are fair: a task that tries something again, or that yielded (cond_resched) a second time, waits until
+        another has taken a step, if one can.  To yield once isn't enough: the task may be on its way to something new
+        (Musuvathi and Qadeer, "Fair stateless model checking", PLDI 2008).  So a loop
         that waits for somebody else ends, and one that goes on for ever nevertheless is a livelock.
         """
         depth, self.depth = self.depth, self.depth + 1
@@ -107,8 +111,15 @@ class _Search:
         else:
             node = self._extend(enabled)
             self.path.append(node)
-        self.yielded = node.chosen if enabled[node.chosen].kind == "resched" else -1
+        self.yielded = self._yields(node.chosen, enabled[node.chosen])
         return next(i for i, (task, _) in enumerate(able) if task == node.chosen)
+
+    def _yields(self, task: int, step: Step) -> int:
+        """The task, if it has to let another go first after this step; else -1."""
+        if task != self.running:
+            self.running, self.turns = task, 0
+        self.turns += step.kind == "resched"
+        return task if step.kind == "retry" or (step.kind == "resched" and self.turns > 1) else -1
 
     def _extend(self, enabled: dict[int, Step]) -> _Node:
         last = self.path[-1] if self.path else None

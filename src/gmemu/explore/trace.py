@@ -330,7 +330,7 @@ class _Names:
         if isinstance(what, tuple):
             parts = [p if isinstance(p, str) else f"{p:#x}" if isinstance(p, int) else self._by_id[id(p)] for p in what]
             return str(what[0]), " ".join(parts)
-        if what is None or step.kind in ("begin", "resched"):
+        if what is None or step.kind in ("begin", "resched", "retry"):
             return "", ""
         domain = "srcu" if isinstance(what, Srcu) else "atomic" if step.kind in ("read", "write") else "lock"
         return domain, self._by_id[id(what)]

@@ -7,22 +7,35 @@ A profile chooses the defaults; a variant replaces one.  Code calls the componen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..uapi.kvm import KVM_GMEM_CONVERT_PRIVATE, KVM_GMEM_CONVERT_SHARED, KVM_SET_MEMORY_ATTRIBUTES2
+from ..uapi.kvm import (
+    KVM_GMEM_CONVERT_PRIVATE,
+    KVM_GMEM_CONVERT_SHARED,
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_READONLY,
+    KVM_SET_MEMORY_ATTRIBUTES2,
+)
+from .arch.snp_rmp_fault import handle_rmp_fault, handle_rmp_fault_unchecked
+from .arch.tdx_map import map_private_pfn
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
-from .guest_memfd import content, conversion, convert, invalidate, populate
-from .mmu import is_page_fault_stale
+from .guest_memfd import binding, content, conversion, convert, inode, invalidate, populate
+from .mmu import is_page_fault_stale, may_prefault
 
 if TYPE_CHECKING:
     from ..mm.filemap import Folio, PageCache
     from ..mm.uaccess import UserPointer
     from ..profiles import Profile
+    from .arch.base import VmArch
+    from .arch.snp import SnpVm
+    from .arch.tdx import TdxVm
     from .guest_memfd.file import GmemFile
     from .guest_memfd.inode import GmemInode
     from .guest_memfd.invalidate import Filter
     from .guest_memfd.populate import PopulateCallback
     from .host import Host
+    from .memslots import Memslot
     from .mmu import PageFault
     from .vm import Vm
 
@@ -45,6 +58,8 @@ class Design(NamedTuple):
 
     populate: Callable[[Vm, int, int, int, bool, PopulateCallback], int]
     """(vm, gfn, source, npages, writeback, callback) -> pages done"""
+    target_is_source: bool
+    """source address 0 stands for the page that is to be populated itself"""
     zero_before_populate: Callable[[PageCache, Folio], None]
     gmem_ioctls: Mapping[int, Callable[[GmemFile, UserPointer], int]]
     """the conversion calls of a guest_memfd, by ioctl number"""
@@ -61,12 +76,24 @@ class Design(NamedTuple):
     is_page_fault_stale: Callable[[Vm, PageFault], bool]
     private_pages: PrivatePages
     """what TDX does to pages that are in a secure EPT"""
+    map_private_pfn: Callable[[TdxVm, int, int], None]
+    """(td, gfn, pfn): map a page that is being populated"""
+    handle_rmp_fault: Callable[[SnpVm, int], None]
+    """(sev, gfn)"""
+    guest_lookup: Callable[[GmemInode], AbstractContextManager[None]]
+    """what a guest's fault holds while it looks a page up"""
+    may_prefault: Callable[[VmArch], bool]
+    unbind: Callable[[Vm, Memslot], None]
+    """a slot is being deleted"""
+    fixed_slot_flags: int
+    """flags of a memslot that can't be changed"""
 
     @classmethod
     def of(cls, profile: Profile) -> Design:
         """What `profile` does."""
         return cls(
             populate=populate.populate_locked if profile.populate == "locked" else populate.populate_gup_first,
+            target_is_source=profile.null_source,
             zero_before_populate=populate.zero_before_populate,
             gmem_ioctls=_GMEM_IOCTLS[profile.conversion],
             convert=conversion.convert,
@@ -78,4 +105,10 @@ class Design(NamedTuple):
             filter_for_removal=invalidate.both_views if profile.removal_filter == "both" else invalidate.view_at_creation,
             is_page_fault_stale=is_page_fault_stale,
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
+            map_private_pfn=map_private_pfn,
+            handle_rmp_fault=handle_rmp_fault if profile.in_place else handle_rmp_fault_unchecked,
+            guest_lookup=inode.GmemInode.locked_for_lookup,
+            may_prefault=may_prefault,
+            unbind=binding.kvm_gmem_unbind,
+            fixed_slot_flags=KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD,
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..invariants import UseAfterFree
 from ..mm.uaccess import access_ok
 from ..profiles.table import KVM_USER_MEM_SLOTS
 from ..rangemap import RangeMap
@@ -52,6 +53,12 @@ class Memslot:
         self.gmem_pgoff = 0
         self.dirty_bitmap: set[int] | None = None
         self.freed = False
+
+    def live(self) -> Memslot:
+        """The slot, which must not have been freed."""
+        if self.freed:
+            raise UseAfterFree(f"{self} is used after it was freed")
+        return self
 
     @property
     def end_gfn(self) -> int:
@@ -214,8 +221,8 @@ def _set_memory_region(vm: Vm, mem: kvm_userspace_memory_region2) -> None:
     if old is not None:
         if mem.flags & KVM_MEM_GUEST_MEMFD:
             raise rules.SLOT_IMMUTABLE(f"slot {slot_id}")
-        kept = KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD
-        if mem.userspace_addr != old.userspace_addr or npages != old.npages or (mem.flags ^ old.flags) & kept:
+        fixed = vm.host.design.fixed_slot_flags
+        if mem.userspace_addr != old.userspace_addr or npages != old.npages or (mem.flags ^ old.flags) & fixed:
             raise rules.SLOT_MODIFY(f"{old} against {mem!r}")
         if not moved and mem.flags == old.flags:
             return
@@ -266,7 +273,7 @@ def _delete(vm: Vm, slots: Memslots, old: Memslot) -> None:
     invalid = _invalidate_memslot(vm, slots, old)
     _swap(vm, slots, invalid, None)
     if old.has_gmem:
-        kvm_gmem_unbind(vm, old)
+        vm.host.design.unbind(vm, old)
     old.freed = invalid.freed = True
 
 

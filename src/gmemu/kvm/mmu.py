@@ -27,10 +27,11 @@ from .guest_memfd.invalidate import Filter
 from .memslots import KVM_MEMSLOT_INVALID, Memslot
 
 if TYPE_CHECKING:
+    from .arch.base import VmArch
     from .vcpu import Vcpu
     from .vm import Vm
 
-__all__ = ["Mmu", "PageFault", "RetPf", "Spte", "prefault_page"]
+__all__ = ["Mmu", "PageFault", "RetPf", "Spte", "may_prefault", "prefault_page"]
 
 
 class Spte(NamedTuple):
@@ -238,11 +239,16 @@ def is_page_fault_stale(vm: Vm, fault: PageFault) -> bool:
     return vm.mmu.invalidate_retry_gfn(fault.mmu_seq, fault.gfn)
 
 
+def may_prefault(arch: VmArch) -> bool:
+    """kvm->arch.pre_fault_allowed: not before the launch is final, lest something run that wasn't measured."""
+    return arch.pre_fault_allowed
+
+
 def prefault_page(vm: Vm, vcpu: Vcpu, gpa: int) -> None:
     """kvm_arch_vcpu_pre_fault_memory() and kvm_tdp_page_prefault() for the page at `gpa`."""
     if vm.rt.current.pending_signals:
         raise rules.PREFAULT_SIGNAL()
-    if not vm.arch.pre_fault_allowed:
+    if not vm.host.design.may_prefault(vm.arch):
         raise rules.PREFAULT_EARLY("a launch that isn't finished")
     if not vm.profile.caps[Cap.PRE_FAULT_MEMORY].device:
         raise (
@@ -260,6 +266,7 @@ def prefault_page(vm: Vm, vcpu: Vcpu, gpa: int) -> None:
         result = vm.mmu.page_fault(vcpu, gfn, error_code, prefetch=True)
         if result is not RetPf.RETRY:
             break
+        vm.rt.retry()
     if result is RetPf.EMULATE:
         raise rules.PREFAULT_NO_SLOT(f"gpa {gpa:#x}")
 

@@ -115,7 +115,7 @@ def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
     if result is RetPf.EMULATE:
         return _emulate_mmio(vcpu, exit_)
     vm.arch.after_page_fault(vcpu, exit_.gpa, error_code)
-    vm.rt.resched()
+    (vm.rt.retry if result is RetPf.RETRY else vm.rt.resched)()
     return 1
 
 

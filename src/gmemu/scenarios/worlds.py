@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from ..explore.scenario import PAGE, Scenario
+from ..kvm.arch.snp import SnpVm
 from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, VmType
 from ..uapi.sev import SnpPageType
 
 if TYPE_CHECKING:
     from ..api import Vm
+    from ..hw.tdx.guest_cpu import TdGuestCpu
+    from ..kvm.arch.tdx import TdxVm
     from ..kvm.guest_memfd.inode import GmemInode
     from ..kvm.vm import Vm as KvmVm
 
-__all__ = ["BUSY", "PAGE", "PRIVATE", "SHARED", "OnePage", "SnpLaunch", "TdxLaunch"]
+__all__ = ["BUSY", "PAGE", "PRIVATE", "SHARED", "OnePage", "SnpLaunch", "TdxLaunch", "TdxRunning"]
 
 SHARED = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 BUSY = "gmem.attributes.busy"
@@ -96,6 +99,17 @@ class SnpLaunch(GuestMemory):
         self.vm.snp.launch_update(page * PAGE, PAGE, page_type, source)
         return "populated"
 
+    def guest_sees(self, page: int = 0, length: int = 8) -> bytes:
+        """The first bytes of a page as the guest would read them."""
+        return self.host.memory.read(self.pfn(page) * PAGE, length, self.host.snp.psp.keys[self.sev.asid])
+
+    @property
+    def sev(self) -> SnpVm:
+        """The kernel's struct kvm_sev_info."""
+        arch = self.kvm_vm.arch
+        assert isinstance(arch, SnpVm)
+        return arch
+
 
 class TdxLaunch(GuestMemory):
     """A TD that isn't final, with `vcpus` vCPUs; its pages are shared."""
@@ -117,3 +131,32 @@ class TdxLaunch(GuestMemory):
         """KVM_TDX_INIT_MEM_REGION, measured, from user address `source` (0: in place)."""
         self.vm.tdx.init_mem_region(self.vcpus[0], page * PAGE, pages * PAGE, source)
         return "populated"
+
+    @property
+    def td(self) -> TdxVm:
+        """The kernel's struct kvm_tdx."""
+        arch: Any = self.kvm_vm.arch
+        return cast("TdxVm", arch)
+
+
+class TdxRunning(TdxLaunch):
+    """A TD that is final; page 0 is private, in the secure EPT and accepted, and holds `CONTENTS`."""
+
+    CONTENTS = b"of guest"
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.TDX)
+        self.vm.tdx.init_vm()
+        self.vcpus = [self.vm.create_vcpu(n) for n in range(self.nr_vcpus)]
+        for vcpu in self.vcpus:
+            vcpu.tdx_init()
+        self.make_memory()
+        self.vm.tdx.finalize_vm()
+        self.convert(0)
+        self.vcpus[0].run(self.begin)
+        self.tasks()
+
+    def begin(self, cpu: TdGuestCpu) -> None:
+        """The guest accepts page 0 and writes to it."""
+        cpu.accept(0, PAGE)
+        cpu.store(0, self.CONTENTS)

@@ -28,7 +28,7 @@ __all__ = ["ExploredRuntime", "NotDeterministic", "Observer", "Schedule", "Step"
 class Step(NamedTuple):
     """What a task is about to do, and to what.
 
-    Kinds: begin, read, write, acquire, acquire-shared, resched; enter, sync and wait for SRCU.
+    Kinds: begin, read, write, acquire, acquire-shared, resched, retry; enter, sync and wait for SRCU.
     """
 
     kind: str
@@ -274,6 +274,10 @@ class ExploredRuntime(Runtime):
     def resched(self) -> None:
         if self._running is not None:
             self.step(Step("resched", None))
+
+    def retry(self) -> None:
+        if self._running is not None:
+            self.step(Step("retry", None))
 
     def enter(self, task: Task) -> Task:
         if self._running is not None:

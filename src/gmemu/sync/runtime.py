@@ -163,6 +163,10 @@ class Runtime(ABC):
     def resched(self) -> None:
         """cond_resched(): a point where another task may run although nothing shared is touched."""
 
+    def retry(self) -> None:
+        """What was tried must be tried again (RET_PF_RETRY): it won't help before another task has done something."""
+        self.resched()
+
     @abstractmethod
     def enter(self, task: Task) -> Task:
         """A system call begins for `task`.  Returns what `leave` must be given."""

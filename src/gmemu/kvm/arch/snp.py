@@ -15,7 +15,6 @@ from ...rules import snp as rules
 from ...uapi.kvm import ExitReason, VmType, kvm_exit_fail_entry
 from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_RMP_MASK, PFERR_PRIVATE_ACCESS
 from ...uapi.sev import SVM_SEV_FEAT_SECURE_TSC, SVM_SEV_FEAT_SNP_ACTIVE, PspStatus, SevCmd, kvm_sev_cmd, kvm_sev_init
-from ..guest_memfd.fault import kvm_gmem_get_pfn
 from .base import VmArch
 from .content import encrypted_content_modes
 from .sev_refusals import refused_command
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["SnpVm"]
 
 GHCB_VERSION_MAX = GHCB_VERSION_DEFAULT = 2
-PAGES_PER_2M = 512
 SVM_EXIT_ERR = (1 << 64) - 1
 
 
@@ -212,29 +210,9 @@ class SnpVm(VmArch):
         return None
 
     def after_page_fault(self, vcpu: Vcpu, gpa: int, error_code: int) -> None:
-        """sev_handle_rmp_fault(): split a 2 MiB RMP entry that the guest uses by 4 KiB; anything else is spurious."""
-        if not error_code & PFERR_GUEST_RMP_MASK:
-            return
-        vm, gfn = self.vm, gpa >> PAGE_SHIFT
-        if not vm.attributes.is_private(gfn):
-            return
-        slot = vm.find_slot(gfn)
-        if slot is None or not slot.has_gmem:
-            return
-        try:
-            pfn = kvm_gmem_get_pfn(vm, slot, gfn)
-        except KernelError:
-            return
-        entry = self.platform.rmp.lookup(pfn)
-        if entry is not None and entry.assigned and entry.pagesize:
-            self.platform.psmash(pfn)
-            with vm.mmu_lock.exclusive:  # kvm_zap_gfn_range()
-                vm.mmu.invalidate_begin()
-                vm.mmu.invalidate_range_add(gfn, gfn + PAGES_PER_2M)
-                if vm.mmu.unmap_range(gfn, gfn + PAGES_PER_2M):
-                    vm.flush_remote_tlbs()
-                vm.mmu.invalidate_end()
-        vm.host.memmap.put(pfn)
+        """A fault with RMP bits is the RMP's: see `snp_rmp_fault`."""
+        if error_code & PFERR_GUEST_RMP_MASK:
+            self.vm.host.design.handle_rmp_fault(self, gpa >> PAGE_SHIFT)
 
 
 _COMMANDS: dict[int, Callable[[SnpVm, kvm_sev_cmd], None]] = {

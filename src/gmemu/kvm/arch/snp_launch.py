@@ -124,7 +124,7 @@ def launch_update(sev: SnpVm, cmd: kvm_sev_cmd) -> None:
         raise rules.UPDATE_TYPE(f"type {params.type}")
     source = 0 if params.type == SnpPageType.ZERO else params.uaddr
     if gup_first and params.type != SnpPageType.ZERO:
-        if not source and not vm.profile.null_source:
+        if not source and not vm.host.design.target_is_source:
             raise rules.UPDATE_NO_SOURCE("uaddr 0")
         if source & (PAGE_SIZE - 1):
             raise rules.UPDATE_SOURCE(f"uaddr {source:#x}")
@@ -179,7 +179,7 @@ class _Populate:
     def _load(self, gfn: int, pfn: int, count: int, source: Source | None) -> int:
         """Load the pages up to the first that the RMP won't assign: how many.  Raises what went wrong with the first."""
         vm, platform = self.sev.vm, self.sev.platform
-        if source is None and self.page_type != SnpPageType.ZERO and not vm.profile.null_source:
+        if source is None and self.page_type != SnpPageType.ZERO and not vm.host.design.target_is_source:
             raise gmem_rules.POPULATE_NO_SOURCE(f"gfn {gfn:#x}")
         _, end, entry = platform.rmp.entries.run(pfn)
         vm.rt.reads(("rmp", pfn))

@@ -95,7 +95,7 @@ def _handle_private_violation(td: TdxVm, vcpu: Vcpu, exit_: NestedPageFault) -> 
         slot = vm.find_slot(gfn)
         if slot is not None and slot.flags & KVM_MEMSLOT_INVALID:
             return 1
-        vm.rt.resched()
+        vm.rt.retry()
     raise livelock(f"the secure EPT entry of gfn {gfn:#x}")
 
 

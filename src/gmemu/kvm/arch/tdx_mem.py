@@ -10,7 +10,6 @@ from ...mm.gup import get_user_pages_fast, put_pages
 from ...mm.uaccess import copy_from_user, copy_to_user
 from ...rules import KernelError
 from ...rules import gmem as gmem_rules
-from ...rules import kvm as kvm_rules
 from ...rules import tdx as rules
 from ...uapi.tdx import (
     KVM_TDX_MEASURE_MEMORY_REGION,
@@ -20,8 +19,6 @@ from ...uapi.tdx import (
     status_text,
 )
 from ..guest_memfd.populate import Source
-from ..mmu import RetPf
-from .tdx_sept import BUSY_LIMIT, livelock
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
@@ -64,7 +61,7 @@ def vcpu_init_mem_region(td: TdxVm, vcpu: Vcpu, cmd: kvm_tdx_cmd) -> None:
 def _check_region(td: TdxVm, region: kvm_tdx_init_mem_region) -> None:
     source, gpa, size = region.source_addr, region.gpa, (region.nr_pages << PAGE_SHIFT) & _U64
     profile = td.vm.profile
-    if not source and profile.populate == "gup-first" and not profile.null_source:
+    if not source and profile.populate == "gup-first" and not td.vm.host.design.target_is_source:
         raise rules.REGION_NO_SOURCE("source_addr 0")
     last = gpa + size - 1
     wraps = gpa + size > _U64 or not size
@@ -86,7 +83,7 @@ class _Populate:
 
     def post_populate(self, gfn: int, pfn: int, count: int, source: Source | None) -> tuple[int, KernelError | None]:
         """Add and measure `count` pages in turn."""
-        if source is None and not self.td.vm.profile.null_source:
+        if source is None and not self.td.vm.host.design.target_is_source:
             return 0, rules.POPULATE_NO_SOURCE(f"gfn {gfn:#x}")
         done = 0
         while done < count:
@@ -123,7 +120,7 @@ class _Populate:
         td.sept.page_add_source = source
         log, td.module.log = td.module.log, None  # one row for the page, when all of it is in
         try:
-            self._map_private_pfn(gfn, pfn)
+            td.vm.host.design.map_private_pfn(td, gfn, pfn)
             if self.measure:
                 self._extend(gfn)
         finally:
@@ -131,25 +128,6 @@ class _Populate:
             td.module.log = log
         td.module.log_page(td.tdr, gfn << PAGE_SHIFT, pfn if self.measure else None)
         return 1
-
-    def _map_private_pfn(self, gfn: int, pfn: int) -> None:
-        """kvm_tdp_mmu_map_private_pfn(): anything but a fresh mapping is EIO."""
-        vm = self.td.vm
-        for _ in range(BUSY_LIMIT):
-            if vm.rt.current.pending_signals:
-                raise rules.REGION_SIGNAL(f"gfn {gfn:#x} still to map")
-            if vm.vm_dead:
-                raise kvm_rules.VM_BUGGED(self.td.platform.warnings[-1] if self.td.platform.warnings else "the VM is dead")
-            vm.rt.resched()
-            with vm.mmu_lock.shared:
-                result = self.td.sept.map(gfn, pfn)
-            if result is RetPf.FIXED:
-                return
-            if result is RetPf.SPURIOUS:
-                raise rules.DOUBLE_ADD(f"gfn {gfn:#x}")
-            if not self.retries_busy and not vm.vm_dead:
-                raise rules.ADD_BUSY(f"gfn {gfn:#x}")
-        raise livelock(f"the secure EPT entry of gfn {gfn:#x}")
 
     def _extend(self, gfn: int) -> None:
         """Sixteen TDH.MR.EXTEND."""

@@ -7,12 +7,18 @@ secure EPT, and a removal that fails is a bug after which the VM is dead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+from ...rules import KernelError
 
 if TYPE_CHECKING:
     from ..host import Host
 
-__all__ = ["HoldPages", "PrivatePages", "TrustGuestMemfd"]
+__all__ = ["Bug", "HoldPages", "PrivatePages", "TrustGuestMemfd"]
+
+Bug = Callable[[], KernelError]
+"""Declare that the TDX module wouldn't let go of a page: the VM is dead."""
 
 
 class PrivatePages(Protocol):
@@ -24,7 +30,7 @@ class PrivatePages(Protocol):
     def removed(self, host: Host, pfn: int, count: int) -> None:
         """These pages were removed."""
 
-    def not_removed(self, host: Host, pfn: int, count: int) -> None:
+    def not_removed(self, host: Host, pfn: int, count: int, bug: Bug) -> None:
         """The TDX module didn't let go of these pages."""
 
 
@@ -37,8 +43,8 @@ class TrustGuestMemfd(PrivatePages):
     def removed(self, host: Host, pfn: int, count: int) -> None:
         pass
 
-    def not_removed(self, host: Host, pfn: int, count: int) -> None:
-        pass
+    def not_removed(self, host: Host, pfn: int, count: int, bug: Bug) -> None:
+        bug()
 
 
 class HoldPages(PrivatePages):
@@ -50,5 +56,6 @@ class HoldPages(PrivatePages):
     def removed(self, host: Host, pfn: int, count: int) -> None:
         host.memmap.put(pfn, count)
 
-    def not_removed(self, host: Host, pfn: int, count: int) -> None:
+    def not_removed(self, host: Host, pfn: int, count: int, bug: Bug) -> None:
+        bug()
         host.memmap.leaked.set(pfn, pfn + count, True)

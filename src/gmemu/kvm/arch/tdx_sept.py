@@ -8,6 +8,7 @@ Only OPERAND_BUSY is ever expected of them.  When something is mapped it means "
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ...hw.memory import PAGE_SHIFT
@@ -15,13 +16,13 @@ from ...hw.tdx.core import Seamcall
 from ...hw.tdx.pamt import PageType, PamtEntry
 from ...invariants import InvariantViolation
 from ...rangemap import RangeMap
-from ...rules import KernelError
 from ...uapi.tdx import tdx_operand_busy
 from ..mmu import RetPf
 
 if TYPE_CHECKING:
     from ...hw.tdx.td import Td
     from .tdx import TdxVm
+    from .tdx_pages import Bug
 
 __all__ = ["BUSY_LIMIT", "TdxSept"]
 
@@ -123,29 +124,32 @@ class TdxSept:
             while s < e:
                 n = 1 if self.module.inject is not None else self.vm.rt.batch(e - s)
                 self.leaves.clear(s, s + n)
-                error = self._remove_leaves(s, s + delta, n)
-                if error is None:
+                bug = self._remove_leaves(s, s + delta, n)
+                if bug is None:
                     self.vm.host.design.private_pages.removed(self.vm.host, s + delta, n)
                 else:
-                    self.vm.host.design.private_pages.not_removed(self.vm.host, s + delta, n)
+                    self.vm.host.design.private_pages.not_removed(self.vm.host, s + delta, n, bug)
                 s += n
         return bool(runs)
 
-    def _remove_leaves(self, gfn: int, pfn: int, count: int) -> KernelError | None:
-        """tdx_sept_remove_leaf_spte() for `count` pages: BLOCK, TRACK and kick, REMOVE, WBINVD, scrub."""
+    def _remove_leaves(self, gfn: int, pfn: int, count: int) -> Bug | None:
+        """tdx_sept_remove_leaf_spte() for `count` pages: BLOCK, TRACK and kick, REMOVE, WBINVD, scrub.
+
+        What failed is a bug, which whoever decides over the pages (`PrivatePages`) has to declare.
+        """
         td, module, gpa = self.td, self.module, gfn << PAGE_SHIFT
         if not td.hkid:
-            return self.vm.bug("a private page is removed without a key")
+            return partial(self.vm.bug, "a private page is removed without a key")
         result = self._no_vcpus(lambda: module.mem_range_block(td.tdr, gpa, count=count)[0])
         if result.status:
-            return td.bug(result.status, "TDH_MEM_RANGE_BLOCK")
+            return partial(td.bug, result.status, "TDH_MEM_RANGE_BLOCK")
         self._track(count)
         result = self._no_vcpus(lambda: module.mem_page_remove(td.tdr, gpa, count=count)[0])
         if result.status:
-            return td.bug(result.status, "TDH_MEM_PAGE_REMOVE")
+            return partial(td.bug, result.status, "TDH_MEM_PAGE_REMOVE")
         result = module.phymem_page_wbinvd(pfn, count)
         if result.status:
-            return td.bug(result.status, "TDH_PHYMEM_PAGE_WBINVD")
+            return partial(td.bug, result.status, "TDH_PHYMEM_PAGE_WBINVD")
         self.platform.quirk_reset(pfn, count)
         return None
 

@@ -132,7 +132,7 @@ class GmemFile(File):
         with vm.slots_lock, inode.mapping.invalidate_lock.exclusive:
             for _, _, slot in self.bindings.runs():
                 vm.rt.writes(("slot-file", slot))
-                slot.gmem_file = None
+                slot.live().gmem_file = None
             invalidate_start([self], 0, LAST_INDEX, inode.host.design.filter_for_removal(inode))
             invalidate_end([self], 0, LAST_INDEX)
             inode.files.remove(self)

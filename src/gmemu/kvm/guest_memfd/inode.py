@@ -43,6 +43,10 @@ class GmemInode(Inode):
         self.files: list[GmemFile] = []
         host.gmem_inodes.add(self)
 
+    def locked_for_lookup(self) -> AbstractContextManager[None]:
+        """What a guest's fault holds while it looks a page up: the same as the host's."""
+        return self.lookup_lock
+
     @property
     def init_shared(self) -> bool:
         """It was created so that the host may touch it at first."""

@@ -39,7 +39,7 @@ def invalidate_start(files: list[GmemFile], start: int, end: int, filter: Filter
     for file in files:
         ranges = []
         for first, last, slot in file.bindings.runs(start, end):
-            delta = slot.base_gfn - slot.gmem_pgoff
+            delta = slot.live().base_gfn - slot.gmem_pgoff
             ranges.append((first + delta, last + delta))
         if not ranges:
             continue

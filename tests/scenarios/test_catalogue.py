@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The catalogue: every default holds in every order, every variant gives what the scenario says, and replays."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from gmemu.explore import Outcome, explore, replay
+from gmemu.explore.scenario import Scenario
+from gmemu.explore.variants import VARIANTS
+from gmemu.explore.verdict import kind_of
+from gmemu.scenarios import CATALOGUE
+
+STATED = [(name, variants) for name, scenario in CATALOGUE.items() for variants in ((), *scenario.stated())]
+
+
+@pytest.mark.parametrize(("name", "variants"), STATED, ids=["+".join((name, *variants)) for name, variants in STATED])
+def test_what_the_scenario_says(name: str, variants: tuple[str, ...]) -> None:
+    build = partial(CATALOGUE[name], variants)
+    kinds = CATALOGUE[name].kinds_with(variants)
+    cycles: set[str] = set()
+    result = explore(partial(_noting_cycles, build, cycles))
+    if not kinds:
+        assert (result.outcome, result.detail, cycles) == (Outcome.EXHAUSTED, "", set())
+        return
+    assert result.outcome is Outcome.VIOLATED
+    assert result.kind in kinds
+    trace, error = replay(build, result.choices)
+    assert error is not None
+    assert kind_of(error) is result.kind
+    assert [(t.task, t.step.kind) for t in trace] == [(t.task, t.step.kind) for t in result.trace]
+
+
+def _noting_cycles(build: partial[Scenario], cycles: set[str]) -> Scenario:
+    """A world that tells of cycles in its lock order when it's over."""
+    scenario = build()
+    close = scenario.close
+
+    def closing() -> None:
+        cycles.update(map(str, scenario.lockdep.cycles()))
+        close()
+
+    scenario.close = closing  # type: ignore[method-assign]
+    return scenario
+
+
+def test_every_variant_is_told_of() -> None:
+    told = {variant for _, variants in STATED for variant in variants}
+    assert told == set(VARIANTS)
+
+
+def test_numbers_are_those_of_the_list() -> None:
+    """What isn't there yet is named here."""
+    assert set(range(1, 33)) - {scenario.number for scenario in CATALOGUE.values()} == {12, 17, 23, 24, 25, 30, 31}
