@@ -60,7 +60,9 @@ def test_no_guest_and_no_memory(world: World) -> None:
     assert exit_.details(kvm_exit_internal_error).suberror == KVM_INTERNAL_ERROR_EMULATION
 
 
-def test_no_guest_but_memory(world: World) -> None:
+def test_no_guest_but_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Unicorn isn't installed."""
+    monkeypatch.setattr("gmemu.hw.x86.cpu.available", lambda: False)
     vm = world.vm(DEFAULT)
     memory = world.kvm.anonymous(PAGE)
     vm.set_user_memory_region2(0, 0xFFFFF000, PAGE, userspace_addr=memory.address)
@@ -298,7 +300,7 @@ class TestExceptions:
             vcpu.run(guest)
         kvm_vcpu, rt = world.kvm_vcpu(vcpu), world.host.rt
         assert rt.current.name == "swapper"
-        assert not kvm_vcpu.cpu.has_guest
+        assert kvm_vcpu.cpu.runs_code  # the scripted one is gone
         assert vcpu.run().reason is ExitReason.INTERNAL_ERROR
         store(vcpu, 0, b"y")  # the vCPU's mutex was given back
 

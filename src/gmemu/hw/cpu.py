@@ -24,14 +24,22 @@ if TYPE_CHECKING:
 __all__ = [
     "Access",
     "Cpu",
+    "Cpuid",
+    "CrAccess",
+    "DeviceAccess",
+    "EmulationFailure",
+    "ExceptionIntercept",
     "Exit",
     "ExternalAbort",
     "ExternalInterrupt",
     "GhcbMsr",
     "Guest",
     "GuestFatal",
+    "GuestException",
     "GuestMemory",
     "Hlt",
+    "MsrAccess",
+    "Mwait",
     "NestedPageFault",
     "PlainMemory",
     "PortIo",
@@ -47,6 +55,7 @@ __all__ = [
     "Vmmcall",
     "VmmCommunication",
     "VpEnterFailed",
+    "Xsetbv",
 ]
 
 Guest = Callable[[Any], object]
@@ -75,10 +84,12 @@ class NestedPageFault(NamedTuple):
 
 
 class Vmmcall(NamedTuple):
-    """VMMCALL with a number and up to four arguments in registers."""
+    """VMMCALL with a number and up to four arguments in registers, at a privilege level, in 64-bit code or not."""
 
     nr: int
     args: tuple[int, ...]
+    cpl: int = 0
+    long_mode: bool = True
 
 
 class GhcbMsr(NamedTuple):
@@ -97,11 +108,12 @@ class Vmgexit(NamedTuple):
 
 
 class PortIo(NamedTuple):
-    """IN or OUT."""
+    """IN or OUT, or several at once by INS and OUTS: `size` is that of one then (0: there is but one)."""
 
     port: int
     write: bool
     data: bytes
+    size: int = 0
 
 
 class Hlt(NamedTuple):
@@ -151,6 +163,67 @@ class VpEnterFailed(NamedTuple):
     completion: object
 
 
+class GuestException(NamedTuple):
+    """A completion that isn't one: the instruction gets this exception instead of its result."""
+
+    vector: int
+    error_code: int | None = None
+
+
+class Cpuid(NamedTuple):
+    """CPUID with EAX and ECX.  Completed by EAX, EBX, ECX, EDX."""
+
+    function: int
+    subleaf: int
+
+
+class MsrAccess(NamedTuple):
+    """RDMSR (`value` None), completed by a number, or WRMSR."""
+
+    msr: int
+    value: int | None
+
+
+class CrAccess(NamedTuple):
+    """MOV from a control register that KVM must answer for (`value` None), completed by a number, or to it."""
+
+    number: int
+    value: int | None
+
+
+class Xsetbv(NamedTuple):
+    """XSETBV of an extended control register."""
+
+    xcr: int
+    value: int
+
+
+class Mwait(NamedTuple):
+    """MONITOR or MWAIT."""
+
+    monitor: bool
+
+
+class DeviceAccess(NamedTuple):
+    """The instruction's access to an address that KVM said isn't memory, once the instruction was taken apart."""
+
+    access: Access
+
+
+class ExceptionIntercept(NamedTuple):
+    """The guest's code raised an exception that KVM wants to see.  `software`: by INT3 or its like, which is behind RIP."""
+
+    vector: int
+    error_code: int | None
+    software: bool
+
+
+class EmulationFailure(NamedTuple):
+    """The instruction can't be taken apart: it's fetched from, or its event goes to, what isn't memory."""
+
+    gpa: int
+
+
 Exit = (
     NestedPageFault
     | Vmmcall
@@ -165,6 +238,14 @@ Exit = (
     | Smccc
     | RecExit
     | RecEnterFailed
+    | Cpuid
+    | MsrAccess
+    | CrAccess
+    | Xsetbv
+    | Mwait
+    | DeviceAccess
+    | EmulationFailure
+    | ExceptionIntercept
 )
 
 
@@ -266,6 +347,11 @@ class Cpu:
         """Whether there is anything to run."""
         return self._guest is not None
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether what runs next is machine code."""
+        return False
+
     def load_guest(self, guest: Guest, interface: object) -> None:
         """Replace what runs: `guest(interface)` starts at the next entry."""
         from greenlet import greenlet
@@ -278,6 +364,16 @@ class Cpu:
             return Hlt()
 
         self._guest = greenlet(body)
+
+    def close(self) -> None:
+        """The processor is taken away."""
+
+    def kick(self) -> None:
+        """kvm_vcpu_kick(): leave guest mode soon.  A scripted guest leaves it by itself."""
+
+    def emulate(self, gpa: int) -> None:
+        """KVM found that `gpa`, where machine code faulted, isn't memory: the next exit tells what was wanted."""
+        raise AssertionError("a scripted guest says at once what it wants")
 
     def enter(self, completion: object = None) -> Exit:
         """Run the guest until it exits.  `completion` is what the exit before has to give to it (MMIO or port data,

@@ -13,6 +13,7 @@ from ..mm.uaccess import UserPointer, copy_from_user, copy_to_user, read_user, w
 from ..rules import kvm as rules
 from ..uapi.kvm import (
     KVM_ENABLE_CAP,
+    KVM_GET_CPUID2,
     KVM_GET_DEBUGREGS,
     KVM_GET_FPU,
     KVM_GET_MP_STATE,
@@ -33,8 +34,6 @@ from ..uapi.kvm import (
     kvm_mp_state,
 )
 from ..uapi.kvm_x86 import (
-    kvm_cpuid2,
-    kvm_cpuid_entry2,
     kvm_debugregs,
     kvm_fpu,
     kvm_msr_entry,
@@ -45,6 +44,8 @@ from ..uapi.kvm_x86 import (
     kvm_xcrs,
 )
 from ..uapi.layout import Struct
+from .cpuid import get_cpuid2, set_cpuid2
+from .msr import MsrError, get_msr, set_msr
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -131,7 +132,7 @@ def _set_xcrs(vcpu: Vcpu, arg: UserPointer) -> int:
         if entry.xcr == 0:
             if not entry.value & 1 or entry.value & ~_XCR0_KNOWN or (entry.value & 4 and not entry.value & 2):
                 raise rules.XCRS_INVALID(f"xcr0 {entry.value:#x}")
-            vcpu.xcr0 = entry.value
+            vcpu.registers.set_xcr0(entry.value)
             break
     return 0
 
@@ -157,16 +158,6 @@ def _read(vcpu: Vcpu, arg: UserPointer, offset: int, length: int) -> bytes:
     return bytes(arg[offset : offset + length])
 
 
-def _set_cpuid2(vcpu: Vcpu, arg: UserPointer) -> int:
-    """kvm_vcpu_ioctl_set_cpuid2()."""
-    head = copy_from_user(vcpu.vm.rt.current.mm, kvm_cpuid2, arg)
-    if head.nent > 256:
-        raise rules.CPUID_MANY(f"{head.nent} entries")
-    size = kvm_cpuid_entry2.SIZE
-    vcpu.cpuid = [_read(vcpu, arg, _HEAD + i * size, size) for i in range(head.nent)]
-    return 0
-
-
 def _set_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
     """msr_io() for writing: how many were set."""
     head = copy_from_user(vcpu.vm.rt.current.mm, kvm_msrs, arg)
@@ -176,7 +167,10 @@ def _set_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
         entry = kvm_msr_entry.unpack_from(_read(vcpu, arg, _HEAD + i * kvm_msr_entry.SIZE, kvm_msr_entry.SIZE))
         if vcpu.guest_state_protected:
             return i
-        vcpu.msrs[entry.index] = entry.data
+        try:
+            set_msr(vcpu, entry.index, entry.data, host=True)
+        except MsrError:
+            return i
     return head.nmsrs
 
 
@@ -189,9 +183,10 @@ def _get_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
     for i in range(head.nmsrs):
         at = _HEAD + i * kvm_msr_entry.SIZE
         entry = kvm_msr_entry.unpack_from(_read(vcpu, arg, at, kvm_msr_entry.SIZE))
-        if entry.index not in vcpu.msrs:
+        try:
+            entry.data = get_msr(vcpu, entry.index, host=True)
+        except MsrError:
             return i
-        entry.data = vcpu.msrs[entry.index]
         if isinstance(arg, int):
             write_user(mm, arg + at, entry.pack())
         else:
@@ -219,7 +214,8 @@ IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
     KVM_SET_XCRS: _set_xcrs,
     KVM_GET_MP_STATE: _get_mp_state,
     KVM_SET_MP_STATE: _set_mp_state,
-    KVM_SET_CPUID2: _set_cpuid2,
+    KVM_SET_CPUID2: set_cpuid2,
+    KVM_GET_CPUID2: get_cpuid2,
     KVM_SET_MSRS: _set_msrs,
     KVM_GET_MSRS: _get_msrs,
 }

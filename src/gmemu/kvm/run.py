@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hw.cpu import Exit, Hlt, NestedPageFault, PortIo, Shutdown, Vmmcall
+from ..hw.cpu import Access, DeviceAccess, Exit, ExternalInterrupt, Hlt, NestedPageFault, PortIo, Shutdown, Vmmcall
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.uaccess import UserPointer
 from ..rules import KernelError, MemoryFault
@@ -21,6 +21,7 @@ from ..uapi.kvm import (
     kvm_exit_io,
     kvm_exit_mmio,
 )
+from ..uapi.kvm_x86 import KVM_EXIT_HYPERCALL_LONG_MODE
 from .mmu import RetPf
 
 if TYPE_CHECKING:
@@ -69,12 +70,13 @@ def _enter_guest(vcpu: Vcpu) -> int:
         if not vcpu.cpu.has_guest:
             return _no_guest(vcpu)
         completion, vcpu.completion = vcpu.completion, None
+        vcpu.has_run = True
         exit_ = vcpu.cpu.enter(completion)
     try:
         with vcpu.vm.srcu.read:
             return _handle_exit(vcpu, exit_)
     except (KernelError, MemoryFault):
-        vcpu.pending_exit = exit_
+        vcpu.pending_exit = None if vcpu.cpu.runs_code else exit_  # code meets it again by itself
         raise
 
 
@@ -101,9 +103,16 @@ def _handle_exit(vcpu: Vcpu, exit_: Exit) -> int:
     if isinstance(exit_, Hlt):
         vcpu.set_exit(ExitReason.HLT)
         return 0
-    assert isinstance(exit_, Shutdown)
-    vcpu.set_exit(ExitReason.SHUTDOWN)
-    return 0
+    if isinstance(exit_, DeviceAccess):
+        return _emulate_mmio(vcpu, exit_.access)
+    if isinstance(exit_, Shutdown):
+        vcpu.set_exit(ExitReason.SHUTDOWN)
+        return 0
+    if isinstance(exit_, ExternalInterrupt):
+        return 1
+    from .intercepts import handle_intercept
+
+    return handle_intercept(vcpu, exit_)
 
 
 def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
@@ -113,15 +122,17 @@ def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
     error_code = vm.arch.synthesize_error_code(gfn, exit_.error_code)
     result = vm.mmu.page_fault(vcpu, gfn, error_code)
     if result is RetPf.EMULATE:
-        return _emulate_mmio(vcpu, exit_)
+        if vcpu.cpu.runs_code:
+            vcpu.cpu.emulate(exit_.gpa)
+            return 1
+        return _emulate_mmio(vcpu, exit_.access)
     vm.arch.after_page_fault(vcpu, exit_.gpa, error_code)
     (vm.rt.retry if result is RetPf.RETRY else vm.rt.resched)()
     return 1
 
 
-def _emulate_mmio(vcpu: Vcpu, exit_: NestedPageFault) -> int:
+def _emulate_mmio(vcpu: Vcpu, access: Access) -> int:
     """The instruction emulator: KVM_EXIT_MMIO in pieces of at most 8 bytes, then the instruction is done."""
-    access = exit_.access
     loaded = bytearray()
 
     def piece(at: int) -> int:
@@ -148,14 +159,16 @@ def _emulate_mmio(vcpu: Vcpu, exit_: NestedPageFault) -> int:
 def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
     """KVM_EXIT_IO: the data is on the page behind kvm_run."""
     memory, page = vcpu.vm.host.memory, vcpu.pio_pfn << PAGE_SHIFT
-    size = len(exit_.data)
+    length = len(exit_.data)
+    size = exit_.size or length
     if exit_.write:
         memory.write(page, exit_.data)
-    details = kvm_exit_io(direction=int(exit_.write), size=size, port=exit_.port, count=1, data_offset=PAGE_SIZE)
+    count = length // size
+    details = kvm_exit_io(direction=int(exit_.write), size=size, port=exit_.port, count=count, data_offset=PAGE_SIZE)
     vcpu.set_exit(ExitReason.IO, details)
 
     def complete() -> int:
-        vcpu.completion = memory.read(page, size)
+        vcpu.completion = memory.read(page, length)
         return 1
 
     vcpu.complete_userspace_io = complete
@@ -164,6 +177,9 @@ def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
 
 def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
     """____kvm_emulate_hypercall(): of the calls that concern memory there is one, and it needs user space's consent."""
+    if exit_.cpl:
+        vcpu.completion = -1  # KVM_EPERM
+        return 1
     if exit_.nr != KVM_HC_MAP_GPA_RANGE or not vcpu.vm.exits_on_hypercall(exit_.nr):
         vcpu.completion = -KVM_ENOSYS
         return 1
@@ -176,13 +192,14 @@ def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
         vcpu.completion = ret
         return 1
 
-    return map_gpa_range_exit(vcpu, gpa, npages, attributes, complete)
+    flags = KVM_EXIT_HYPERCALL_LONG_MODE if exit_.long_mode else 0
+    return map_gpa_range_exit(vcpu, gpa, npages, attributes, complete, flags)
 
 
-def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: object) -> int:
+def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: object, flags: int = 0) -> int:
     """KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE; `complete(ret)` is called with user space's answer on the next run."""
     assert callable(complete)
-    details = kvm_exit_hypercall(nr=KVM_HC_MAP_GPA_RANGE, args=(gpa, npages, attributes, 0, 0, 0))
+    details = kvm_exit_hypercall(nr=KVM_HC_MAP_GPA_RANGE, args=(gpa, npages, attributes, 0, 0, 0), flags=flags)
     vcpu.set_exit(ExitReason.HYPERCALL, details)
 
     def resume() -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..hw.cpu import Exit
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..hw.registers import Registers
 from ..mm.address_space import Vma
 from ..mm.file import File, Inode
 from ..mm.filemap import Folio, PageCache
@@ -27,12 +28,14 @@ from ..uapi.kvm import (
     kvm_pre_fault_memory,
     kvm_run,
 )
-from ..uapi.kvm_x86 import kvm_debugregs, kvm_dtable, kvm_fpu, kvm_regs, kvm_segment, kvm_sregs
+from ..uapi.kvm_x86 import kvm_debugregs, kvm_fpu, kvm_regs, kvm_sregs
 from ..uapi.layout import Struct
+from .clock import Clock
 from .mmu import prefault_page
 
 if TYPE_CHECKING:
     from ..mm.process import Process
+    from .lapic import LocalApic
     from .mmu import PageFault
     from .vm import Vm
 
@@ -41,8 +44,6 @@ __all__ = ["Vcpu", "VcpuFile", "create_vcpu", "pre_fault_memory"]
 _U64 = (1 << 64) - 1
 _EXIT_REASON = kvm_run.OFFSETS["exit_reason"]
 _IMMEDIATE_EXIT = kvm_run.OFFSETS["immediate_exit"]
-MSR_IA32_CR_PAT = 0x277
-PAT_DEFAULT = 0x0007040600070406
 
 
 def create_vcpu(vm: Vm, id: int) -> int:
@@ -79,13 +80,18 @@ class Vcpu:
         self.vm, self.id = vm, id
         self.mutex = vm.rt.mutex("vcpu->mutex")
         self.pages = PageCache(vm.host.memmap, vm.host.lru, "kvm_run")
+        self.registers = Registers(bootstrap=id == 0)
+        self.cpuid: list[bytes] = []
+        self.has_run = False
+        self.apic: LocalApic | None = None
+        self.guest_debug_dr7 = 0
+        self.clock = Clock(vm)
         self.cpu = vm.arch.create_cpu(self)
         self.complete_userspace_io: Callable[[], int] | None = None
         self.completion: object = None
         self.pending_exit: Exit | None = None
         self.mp_state = MpState.RUNNABLE
         self.guest_state_protected = False
-        self.reset_registers()
         memmap = vm.host.memmap
         pfns = [pfn for start, count in memmap.alloc(3) for pfn in range(start, start + count)]
         self.run_pfn, self.pio_pfn, _ = pfns
@@ -96,30 +102,72 @@ class Vcpu:
         self.pages.nrpages = 3
         self._run = self.run_pfn << PAGE_SHIFT
 
-    def reset_registers(self) -> None:
-        """kvm_vcpu_reset() and init_vmcb(): the state at power-on."""
-        data = kvm_segment(limit=0xFFFF, type=3, present=1, s=1)
-        code = kvm_segment(base=0xFFFF0000, limit=0xFFFF, selector=0xF000, type=10, present=1, s=1)
-        self.regs = kvm_regs(rip=0xFFF0, rflags=2, rdx=0x600)
-        self.sregs = kvm_sregs(
-            cs=code,
-            ds=data,
-            es=data,
-            fs=data,
-            gs=data,
-            ss=data,
-            tr=kvm_segment(limit=0xFFFF, type=3, present=1),
-            ldt=kvm_segment(limit=0xFFFF, type=2, present=1),
-            gdt=kvm_dtable(limit=0xFFFF),
-            idt=kvm_dtable(limit=0xFFFF),
-            cr0=0x60000010,
-            apic_base=0xFEE00800 | (0x100 if self.id == 0 else 0),
-        )
-        self.fpu = kvm_fpu(fcw=0x37F, mxcsr=0x1F80)
-        self.debugregs = kvm_debugregs(dr6=0xFFFF0FF0, dr7=0x400)
-        self.xcr0 = 1
-        self.msrs: dict[int, int] = {MSR_IA32_CR_PAT: PAT_DEFAULT}
-        self.cpuid: list[bytes] = []
+    @property
+    def regs(self) -> kvm_regs:
+        """General registers."""
+        return self.registers.regs
+
+    @regs.setter
+    def regs(self, value: kvm_regs) -> None:
+        self.registers.regs = value
+
+    @property
+    def sregs(self) -> kvm_sregs:
+        """Segments, tables and control registers."""
+        return self.registers.sregs
+
+    @sregs.setter
+    def sregs(self, value: kvm_sregs) -> None:
+        self.registers.sregs = value
+
+    @property
+    def fpu(self) -> kvm_fpu:
+        """x87 and SSE."""
+        return self.registers.fpu
+
+    @fpu.setter
+    def fpu(self, value: kvm_fpu) -> None:
+        self.registers.fpu = value
+
+    @property
+    def debugregs(self) -> kvm_debugregs:
+        """DR0 to DR7."""
+        return self.registers.debugregs
+
+    @debugregs.setter
+    def debugregs(self, value: kvm_debugregs) -> None:
+        self.registers.debugregs = value
+
+    @property
+    def xcr0(self) -> int:
+        """XCR0."""
+        return self.registers.xcr0
+
+    @property
+    def msrs(self) -> dict[int, int]:
+        """Model-specific registers by index, to be read."""
+        return self.registers.msrs
+
+    # What other vCPUs and timers do to it
+
+    def kick(self) -> None:
+        """kvm_vcpu_kick(): have its guest left, or its halt looked at again."""
+        self.cpu.kick()
+
+    def init_received(self) -> None:
+        """INIT: back to reset, waiting for a startup message; the boot processor starts over at once."""
+        self.registers.reset(bootstrap=self.id == self.vm.bsp_vcpu_id)
+        self.mp_state = MpState.RUNNABLE if self.id == self.vm.bsp_vcpu_id else MpState.INIT_RECEIVED
+        self.kick()
+
+    def sipi_received(self, vector: int) -> None:
+        """kvm_vcpu_deliver_sipi_vector(): start at the page that the message names."""
+        sregs, regs = self.sregs, self.regs
+        sregs.cs.selector, sregs.cs.base = vector << 8, vector << 12
+        regs.rip = 0
+        self.sregs, self.regs = sregs, regs
+        self.mp_state = MpState.RUNNABLE
+        self.kick()
 
     # kvm_run
 
@@ -152,6 +200,7 @@ class Vcpu:
 
     def destroy(self) -> None:
         """kvm_vcpu_destroy()."""
+        self.cpu.close()
         self.pages.truncate_range(0, 3)
 
     def __repr__(self) -> str:

@@ -23,6 +23,7 @@ from ..uapi.kvm import (
     KVM_SET_MEMORY_ATTRIBUTES,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION2,
+    KVM_X86_SET_MSR_FILTER,
     Cap,
     VmType,
     kvm_create_guest_memfd,
@@ -34,10 +35,12 @@ from ..uapi.kvm import (
 )
 from .arch import arch_class
 from .attributes import Attributes, GmemAttributes, VmAttributes, vm_ioctl_set_mem_attributes
+from .clock import HOST_TSC_KHZ
 from .guest_memfd.binding import kvm_gmem_unbind
 from .guest_memfd.file import GmemFile, kvm_gmem_create
 from .memslots import Memslot, Memslots, set_memory_region
 from .mmu import KvmMmuNotifier, Mmu
+from .msr_filter import MsrFilter, set_msr_filter
 
 if TYPE_CHECKING:
     from .host import Host
@@ -68,6 +71,14 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.created_vcpus = 0
         self.hypercall_exits = 0
+        self.quirks_disabled = 0
+        self.bsp_vcpu_id = 0
+        self.user_space_msr_mask = 0
+        self.msr_filter: MsrFilter | None = None
+        self.guest_can_read_platform_info = True
+        self.default_tsc_khz = HOST_TSC_KHZ
+        self.last_tsc_write: tuple[int, int] | None = None
+        self.apic_bus_cycle_ns = 1
         self.vm_dead = self.vm_bugged = False
         self.memslots = (Memslots(), Memslots())
         self.had_memslots = False
@@ -256,4 +267,5 @@ _IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
     KVM_ENABLE_CAP: _enable_cap,
     KVM_MEMORY_ENCRYPT_OP: _mem_enc_op,
     KVM_GET_DIRTY_LOG: _get_dirty_log,
+    KVM_X86_SET_MSR_FILTER: set_msr_filter,
 }

@@ -12,6 +12,7 @@ NO_ENGINE = rule(
     EOPNOTSUPP,
     "a vCPU needs a guest to run: a scripted one (vcpu.run(guest)), as machine code can't be executed here",
     "gmemu",
+    advice="To execute machine code of a guest without encrypted memory, install gmemu[exec].",
 )
 SNP_REQ_CERTS = rule(
     "gmemu.snp.req-certs",

@@ -242,11 +242,48 @@ MP_STATE_INVALID = rule(
     "the mp_state must be RUNNABLE, as no local APIC is in the kernel",
     _X86 + "kvm_arch_vcpu_ioctl_set_mpstate()",
 )
+CPUID_ROOM = rule(
+    "kvm.cpuid.room",
+    E2BIG,
+    "the buffer of KVM_GET_SUPPORTED_CPUID or KVM_GET_CPUID2 must have room for every entry",
+    "kvm_dev_ioctl_get_cpuid(), kvm_vcpu_ioctl_get_cpuid2()",
+    advice="Ask again with more room.",
+)
+CPUID_AFTER_RUN = rule(
+    "kvm.cpuid.after-run",
+    EINVAL,
+    "once a vCPU has run its CPUID can't be changed",
+    "kvm_set_cpuid()",
+)
+CPUID_VIRTUAL_BITS = rule(
+    "kvm.cpuid.virtual-bits",
+    EINVAL,
+    "leaf 0x80000008 must tell 48 or 57 virtual address bits, or none",
+    "kvm_check_cpuid()",
+)
 CPUID_MANY = rule(
     "kvm.cpuid.many",
     E2BIG,
     "there may be no more than 256 CPUID entries",
     "arch/x86/kvm/cpuid.c: kvm_vcpu_ioctl_set_cpuid2()",
+)
+MSR_FILTER_FLAGS = rule(
+    "kvm.msr-filter.flags",
+    EINVAL,
+    "KVM_X86_SET_MSR_FILTER has one flag, KVM_MSR_FILTER_DEFAULT_DENY",
+    _X86 + "kvm_vm_ioctl_set_msr_filter()",
+)
+MSR_FILTER_RANGE = rule(
+    "kvm.msr-filter.range",
+    EINVAL,
+    "a range of MSRs must be for reading, writing or both, and no longer than its bitmap may be",
+    _X86 + "kvm_add_msr_filter()",
+)
+MSR_FILTER_EMPTY = rule(
+    "kvm.msr-filter.empty",
+    EINVAL,
+    "a filter that denies by default must have a range",
+    _X86 + "kvm_vm_ioctl_set_msr_filter()",
 )
 MSRS_MANY = rule("kvm.msrs.many", E2BIG, "there must be fewer than 256 MSRs", _X86 + "msr_io()")
 MEM_ENC_UNSUPPORTED = rule(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from .ioctl import IO, IOR, IOW, IOWR, ioctl_type
-from .kvm_x86 import kvm_cpuid2, kvm_debugregs, kvm_fpu, kvm_msrs, kvm_regs, kvm_sregs, kvm_xcrs
+from .kvm_x86 import kvm_cpuid2, kvm_debugregs, kvm_fpu, kvm_msr_filter, kvm_msrs, kvm_regs, kvm_sregs, kvm_xcrs
 from .layout import Struct, char, u8, u16, u32, u64
 
 __all__ = [
@@ -87,6 +87,7 @@ __all__ = [
     "KVM_SET_USER_MEMORY_REGION",
     "KVM_SET_USER_MEMORY_REGION2",
     "KVM_SET_XCRS",
+    "KVM_X86_SET_MSR_FILTER",
     "Cap",
     "ExitReason",
     "MpState",
@@ -104,6 +105,7 @@ __all__ = [
     "kvm_exit_io",
     "kvm_exit_memory_fault",
     "kvm_exit_mmio",
+    "kvm_exit_msr",
     "kvm_exit_snp_req_certs",
     "kvm_exit_system_event",
     "kvm_gmem_convert",
@@ -569,6 +571,16 @@ class kvm_exit_memory_fault(Struct):
     size: int = u64()
 
 
+class kvm_exit_msr(Struct):
+    """kvm_run.msr, for KVM_EXIT_X86_RDMSR and _WRMSR; user space answers in `error` and `data`."""
+
+    error: int = u8()
+    pad: tuple[int, ...] = u8(7)
+    reason: int = u32()
+    index: int = u32()
+    data: int = u64()
+
+
 class kvm_exit_snp_req_certs(Struct):
     """kvm_run.snp_req_certs, for KVM_EXIT_SNP_REQ_CERTS; user space answers in `ret`."""
 
@@ -591,6 +603,7 @@ KVM_CREATE_VCPU = IO(KVMIO, 0x41)
 KVM_GET_DIRTY_LOG = IOW(KVMIO, 0x42, kvm_dirty_log)
 KVM_SET_USER_MEMORY_REGION = IOW(KVMIO, 0x46, kvm_userspace_memory_region)
 KVM_SET_TSS_ADDR = IO(KVMIO, 0x47)
+KVM_X86_SET_MSR_FILTER = IOW(KVMIO, 0xC6, kvm_msr_filter)
 KVM_SET_USER_MEMORY_REGION2 = IOW(KVMIO, 0x49, kvm_userspace_memory_region2)
 KVM_CREATE_IRQCHIP = IO(KVMIO, 0x60)
 KVM_MEMORY_ENCRYPT_REG_REGION = IOR(KVMIO, 0xBB, kvm_enc_region)

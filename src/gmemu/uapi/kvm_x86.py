@@ -33,10 +33,13 @@ __all__ = [
     "PFERR_WRITE_MASK",
     "kvm_cpuid2",
     "kvm_cpuid_entry2",
+    "kvm_debug_exit_arch",
     "kvm_debugregs",
     "kvm_dtable",
     "kvm_fpu",
     "kvm_msr_entry",
+    "kvm_msr_filter",
+    "kvm_msr_filter_range",
     "kvm_msrs",
     "kvm_regs",
     "kvm_segment",
@@ -225,3 +228,35 @@ class kvm_msrs(Struct):
 
     nmsrs: int = u32()
     pad: int = u32()
+
+
+class kvm_msr_filter_range(Struct):
+    """A run of MSRs of a `kvm_msr_filter`; `bitmap` is a user address, one bit for each, set where allowed."""
+
+    flags: int = u32()
+    nmsrs: int = u32()
+    base: int = u32()
+    bitmap: int = u64()
+
+
+class kvm_msr_filter(Struct):
+    """Argument of KVM_X86_SET_MSR_FILTER; `raw_ranges` holds sixteen of `kvm_msr_filter_range`."""
+
+    flags: int = u32()
+    pad: int = u32()
+    raw_ranges: bytes = char(16 * kvm_msr_filter_range.SIZE)
+
+    def ranges(self) -> list[kvm_msr_filter_range]:
+        """The ranges, used or not."""
+        size = kvm_msr_filter_range.SIZE
+        return [kvm_msr_filter_range.unpack_from(self.raw_ranges, i * size) for i in range(16)]
+
+
+class kvm_debug_exit_arch(Struct):
+    """kvm_run.debug.arch, for KVM_EXIT_DEBUG."""
+
+    exception: int = u32()
+    pad: int = u32()
+    pc: int = u64()
+    dr6: int = u64()
+    dr7: int = u64()

@@ -137,8 +137,12 @@ class VmArch:
     # Running
 
     def create_cpu(self, vcpu: Vcpu) -> Cpu:
-        """The virtual processor that runs the vCPU's guest."""
+        """The virtual processor that runs the vCPU's guest.  Machine code can be run where no page is encrypted."""
         vm = self.vm
+        if not self.has_protected_state and not self.encrypted_default:
+            from ...hw.x86.cpu import MachineCpu
+
+            return MachineCpu(vm.rt, vm.host.memory, vm.mmu.walk, self.protection(vcpu), vcpu.registers)
         return Cpu(vm.rt, vm.host.memory, vm.mmu.walk, self.protection(vcpu), self.encrypted_default)
 
     def protection(self, vcpu: Vcpu) -> GuestMemory:

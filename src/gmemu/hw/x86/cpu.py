@@ -1,0 +1,670 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual processor that runs machine code.
+
+Instructions are executed by an `Engine`; whatever a hypervisor has a say in comes out of it as an exit, with RIP at the
+instruction, as from SVM or VMX.  Nothing of the guest is kept here between entries but what hardware keeps too:
+an event that could not be delivered yet, and the instruction whose result KVM is to supply.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from ctypes import c_uint32, c_uint64, memmove, string_at
+from typing import Any
+
+from ...sync import Runtime
+from ...uapi.kvm_x86 import (
+    PFERR_FETCH_MASK,
+    PFERR_GUEST_FINAL_MASK,
+    PFERR_GUEST_PAGE_MASK,
+    PFERR_WRITE_MASK,
+    kvm_fpu,
+    kvm_regs,
+    kvm_sregs,
+)
+from ..cpu import (
+    Access,
+    Cpu,
+    EmulationFailure,
+    ExceptionIntercept,
+    Exit,
+    ExternalInterrupt,
+    GuestMemory,
+    NestedPageFault,
+    RmpFault,
+    Shutdown,
+)
+from ..memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
+from ..registers import Registers
+from ..tlb import Tlb, Translation
+from .emulate import DeviceStep, Instruction, begin_instruction
+from .engine import DEVICE_PADDR, Engine, available
+from .env import Env
+from .events import Event, deliver, second_fault
+from .paging import EXEC, READ, WRITE, GuestFault, walk
+from .sensitive import candidates, decode
+
+__all__ = ["MachineCpu", "NotMemory"]
+
+_KINDS = {16: READ, 17: WRITE, 18: EXEC}
+_OFFSET = PAGE_SIZE - 1
+_DB, _UD = 1, 6
+_RF, _IF = 1 << 16, 1 << 9
+_WINDOW_STEPS = 16
+_WINDOW_SECONDS = 0.0005
+
+
+class NotMemory(Exception):
+    """A guest-physical address that the nested page table doesn't have."""
+
+    def __init__(self, fault: NestedPageFault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+class _EngineTlb(Tlb):
+    """What the engine's own TLB may hold.  A flush isn't done before the engine has forgotten it too."""
+
+    __slots__ = ("_cpu",)
+
+    def __init__(self, cpu: MachineCpu) -> None:
+        super().__init__()
+        self._cpu = cpu
+
+    def flush(self) -> None:
+        super().flush()
+        self._cpu.shoot_down()
+
+
+class MachineCpu(Cpu):
+    """A `Cpu` that runs the code its registers point to, unless a scripted guest was loaded."""
+
+    def __init__(
+        self,
+        rt: Runtime,
+        memory: PhysicalMemory,
+        walk: Callable[[int], Translation | None],
+        protection: GuestMemory,
+        registers: Registers,
+    ) -> None:
+        super().__init__(rt, memory, walk, protection)
+        self.tlb: Tlb = _EngineTlb(self)
+        self.registers = registers
+        self.maxphyaddr = 48
+        self.window_wanted = False
+        """leave with `ExternalInterrupt` as soon as the guest can take an interrupt"""
+        self.single_step = False
+        """leave after each instruction"""
+        self.event: Event | None = None
+        """to be delivered at the next entry"""
+        self.intercepts: frozenset[int] = frozenset()
+        """exceptions that KVM wants to see instead of the guest"""
+        self.read_tsc: Callable[[], int] = time.monotonic_ns
+        self._engine: Engine | None = None
+        self._gate = threading.Lock()
+        self._in_guest = self._flush_wanted = self._kicked = False
+        self._fault: GuestFault | NestedPageFault | None = None
+        self._vector: int | None = None
+        self._failure: BaseException | None = None
+        self._instruction: Instruction | None = None
+        self._step: DeviceStep | None = None
+        self._probe = -1
+        self._probed: int | None = None
+        self._devices: set[int] = set()
+        self._live_code: dict[int, int] = {}
+        self._scanned: dict[int, bytes] = {}
+        self._code_changed = False
+
+    @property
+    def has_guest(self) -> bool:
+        return self._guest is not None or available()
+
+    @property
+    def runs_code(self) -> bool:
+        return self._guest is None
+
+    @property
+    def engine_handle(self) -> int:
+        """The engine's address (uc_engine *), 0 if it never ran; uc_emu_stop() may be called on it from a signal handler."""
+        return self._engine.handle if self._engine else 0
+
+    def close(self) -> None:
+        """The processor is taken away."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    # From other threads
+
+    def shoot_down(self) -> None:
+        """Have the engine forget its TLB, and wait until it can't use it any more (kvm_flush_remote_tlbs)."""
+        with self._gate:
+            self._flush_wanted = True
+        self._wait_out()
+
+    def kick(self) -> None:
+        """kvm_vcpu_kick(): have the guest left with `ExternalInterrupt`, now or at the next entry."""
+        with self._gate:
+            self._kicked = True
+        self._wait_out()
+
+    def _wait_out(self) -> None:
+        while self._in_guest and self._engine is not None:
+            self._engine.stop()
+            time.sleep(0.00002)
+
+    # Entering
+
+    def enter(self, completion: object = None) -> Exit:
+        """Run until an exit.  `completion` is KVM's answer to the last one."""
+        if self._guest is not None:
+            return super().enter(completion)
+        self.task = self.rt.current
+        if self._engine is None:
+            self._start()
+        self._load_registers()
+        self._check_code()
+        exit_ = self._complete(completion)
+        while exit_ is None:
+            exit_ = self._deliver() if self.event is not None else self._run()
+        self.registers.changed_by_engine()
+        return exit_
+
+    def _start(self) -> None:
+        self._base = self.memory.base
+        self._engine = Engine(self._on_fill, self._on_exception, self._on_device_read, self._on_device_write)
+        self.registers.source = _Source(self)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, which was started."""
+        assert self._engine is not None
+        return self._engine
+
+    def _load_registers(self) -> None:
+        registers, engine = self.registers, self.engine
+        if not registers.dirty:
+            return
+        env = engine.save()
+        if "msrs" in registers.dirty:
+            env.put_msrs(registers.msrs)
+        if "regs" in registers.dirty:
+            env.put_regs(registers.regs)
+        if "sregs" in registers.dirty:
+            env.put_sregs(registers.sregs)
+            self._flush_wanted = True
+        elif "regs" in registers.dirty:
+            env.compute_mode()
+        if "xcr0" in registers.dirty:
+            env.set_xcr0(registers.xcr0)
+        if "fpu" in registers.dirty:
+            env.put_fpu(registers.fpu)
+        env.put_shadow(registers.interrupt_shadow)
+        env.forget_exception()
+        engine.restore()
+        if "fpu" in registers.dirty:
+            engine.set_fpu_control(registers.fpu.fcw, registers.fpu.mxcsr)
+        registers.dirty.clear()
+
+    def _check_code(self) -> None:
+        """Code that the host has changed since it was translated is translated again."""
+        for page, address in self._live_code.items():
+            if string_at(address, PAGE_SIZE) != self._scanned[page]:
+                self._code_changed = True
+        if self._code_changed:
+            self._forget_code()
+
+    def _forget_code(self) -> None:
+        self._code_changed = False
+        self._live_code.clear()
+        self._scanned.clear()
+        self.engine.flush_code()
+        self._flush_wanted = True
+
+    @property
+    def interruptible(self) -> bool:
+        """Whether an external interrupt would be taken before the next instruction."""
+        if self._engine is None or self._guest is not None or self.registers.dirty & {"regs", "sregs"}:
+            return bool(self.registers.regs.rflags & _IF) and not self.registers.interrupt_shadow
+        if self.event is not None or self._instruction is not None or self._step is not None:
+            return False
+        env = self.engine.save()
+        return bool(env.rflags_system & _IF) and not env.shadow
+
+    @property
+    def in_instruction(self) -> bool:
+        """Whether an instruction is half done, or an event is on its way: nothing else may be injected."""
+        return self.event is not None or self._instruction is not None or self._step is not None
+
+    # Events
+
+    def _deliver(self) -> Exit | None:
+        """Deliver the event that is due; an exit if it can't be."""
+        event = self.event
+        if event is None:
+            return None
+        engine = self.engine
+        env = engine.save()
+        rflags = engine.rflags
+        if not event.external and not event.software:
+            rflags |= _RF
+        try:
+            deliver(env, _Supervisor(self, env), event, rflags)
+        except GuestFault as fault:
+            self.event = second_fault(event, fault)
+            return Shutdown() if self.event is None else None
+        except NotMemory as missing:
+            gfn = missing.fault.gpa >> PAGE_SHIFT
+            if gfn in self._devices:
+                self._devices.clear()
+                return EmulationFailure(missing.fault.gpa)
+            return missing.fault
+        self.event = None
+        env.forget_exception()
+        engine.restore()
+        self._devices.clear()
+        return None
+
+    def _raise(
+        self, vector: int, error_code: int | None, *, software: bool = False, address: int | None = None
+    ) -> Exit | None:
+        """The guest's code raised an exception: deliver it, or show it to KVM."""
+        self.event = Event(vector, error_code, software=software, address=address)
+        if vector in self.intercepts:
+            self.event = None
+            return ExceptionIntercept(vector, error_code, software)
+        return None
+
+    def forget_translations(self) -> None:
+        """The guest's page tables, or how they are walked, changed."""
+        self._flush_wanted = True
+
+    # Running
+
+    def _run(self) -> Exit | None:
+        """Run the engine until it stops, and find out why."""
+        engine = self.engine
+        env = engine.save()
+        step = self._step
+        count = 1 if step or self.single_step or (self.window_wanted and self._window_step()) else 0
+        if step:
+            engine.checkpoint()
+            step.begin()
+            engine.passing = self.linear_rip(env)
+            self._flush_wanted = True
+        error, ran = self._go(env.rip, count)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if step:
+            return self._after_step(step)
+        return self._why(error, ran, bool(count))
+
+    def _go(self, rip: int, count: int) -> tuple[int, bool]:
+        """Guest mode.  Unicorn's error, and whether the guest ran at all."""
+        engine = self.engine
+        self._fault = self._vector = None
+        with self.rt.guest_mode():
+            with self._gate:
+                if self._flush_wanted:
+                    engine.flush_tlb()
+                    self._live_code.clear()
+                    self._flush_wanted = False
+                if self._kicked:
+                    return 0, False
+                self._in_guest = True
+            try:
+                return engine.run(rip, count), True
+            finally:
+                self._in_guest = False
+
+    def _window_step(self) -> bool:
+        """An interrupt waits for the guest to be ready: go by single steps at first, then look every now and then."""
+        self._window_steps = getattr(self, "_window_steps", 0) + 1
+        if self._window_steps <= _WINDOW_STEPS:
+            return True
+        self._window_steps = 0
+        timer = threading.Timer(_WINDOW_SECONDS, self.kick)
+        timer.daemon = True
+        timer.start()
+        return False
+
+    def _why(self, error: int, ran: bool, stepped: bool) -> Exit | None:
+        """Why the engine stopped: an exit for KVM, or None to go on."""
+        fault, self._fault = self._fault, None
+        if self._vector is not None:
+            return self._exception(self._vector)
+        if self._kicked:
+            self._kicked = False
+            return ExternalInterrupt()
+        if self._code_changed:
+            self._forget_code()
+            return None
+        if isinstance(fault, NestedPageFault):
+            return fault
+        if isinstance(fault, GuestFault):
+            return self._raise(fault.vector, fault.error_code, address=self._exact(fault))
+        if not ran or (error == 0 and stepped and not self._at_sensitive()):
+            return self._stepped() if stepped and ran else None
+        if self._flush_wanted:
+            return None
+        return self._intercepted(error)
+
+    def _stepped(self) -> Exit | None:
+        if self.single_step:
+            return ExternalInterrupt()
+        return ExternalInterrupt() if self.window_wanted and self.interruptible else None
+
+    def _at_sensitive(self) -> bool:
+        env = self.engine.save()
+        return decode(self._fetch(env), env.code_bits) is not None
+
+    def _exception(self, vector: int) -> Exit | None:
+        """The engine raised an exception by itself."""
+        env = self.engine.save()
+        software = env.is_int
+        error_code = None if software else env.error_code
+        if vector == _DB:
+            self.registers.debugregs.dr6 |= env.debug(6) & 0xE00F
+        env.forget_exception()
+        self.engine.restore()
+        return self._raise(vector, error_code, software=software)
+
+    def _intercepted(self, error: int) -> Exit | None:
+        """The engine stands before an instruction that hypervisors intercept, or one that isn't any."""
+        env = self.engine.save()
+        try:
+            code = self._fetch(env)
+        except GuestFault as fault:
+            return self._raise(fault.vector, fault.error_code, address=fault.address)
+        except NotMemory as missing:
+            return missing.fault
+        insn = decode(code, env.code_bits)
+        if insn is None:
+            return self._raise(_UD, None) if error else None
+        try:
+            outcome = begin_instruction(self, env, insn)
+        except GuestFault as fault:
+            return self._raise(fault.vector, fault.error_code, address=fault.address)
+        except NotMemory as missing:
+            return missing.fault
+        if isinstance(outcome, Instruction):
+            self._instruction = outcome
+            return outcome.exit
+        self.engine.restore()
+        return None
+
+    def _fetch(self, env: Env) -> bytes:
+        """The bytes at RIP, as far as the page goes and one page more if it's there."""
+        address = self.linear_rip(env)
+        code = b""
+        for start in (address, (address & ~_OFFSET) + PAGE_SIZE):
+            want = min(15 - len(code), PAGE_SIZE - (start & _OFFSET))
+            try:
+                code += string_at(self.linear(env, start, EXEC, env.cpl == 3), want)
+            except (GuestFault, NotMemory):
+                if not code:
+                    raise
+            if len(code) >= 15:
+                break
+        return code
+
+    @staticmethod
+    def linear_rip(env: Env) -> int:
+        """Where RIP points to in linear address space."""
+        return env.rip if env.code_bits == 64 else env.segment("cs")[1] + env.rip & 0xFFFFFFFF
+
+    # What KVM said
+
+    def _complete(self, completion: object) -> Exit | None:
+        """Finish the instruction that exited last."""
+        if self._step is not None:
+            more = self._step.answer(completion)
+            if self._step.done and more is None:
+                self._end_step()
+            return more
+        instruction, self._instruction = self._instruction, None
+        if instruction is None:
+            return None
+        env = self.engine.save()
+        if instruction.rip not in (env.rip, -1):
+            return None  # user space has moved on
+        try:
+            exit_ = instruction.finish(self, env, completion)
+        except GuestFault as fault:
+            self._raise(fault.vector, fault.error_code, address=fault.address)
+            return None
+        except NotMemory as missing:
+            self._instruction = instruction._replace(answer=completion if completion is not None else instruction.answer)
+            return missing.fault
+        self.engine.restore()
+        return exit_
+
+    def emulate(self, gpa: int) -> None:
+        """KVM found that `gpa` isn't memory: take the instruction apart at the next entry (x86_emulate_instruction)."""
+        self._devices.add(gpa >> PAGE_SHIFT)
+        if self.event is None and self._instruction is None and self._step is None:
+            self._step = DeviceStep(self._devices)
+
+    def _after_step(self, step: DeviceStep) -> Exit | None:
+        """One instruction was tried with devices' accesses caught."""
+        engine, fault = self.engine, self._fault
+        self._flush_wanted = True
+        if self._kicked or step.missing is not None or isinstance(fault, NestedPageFault) or step.failed_at is not None:
+            engine.roll_back()
+            if step.failed_at is not None:
+                self._end_step()
+                return EmulationFailure(step.failed_at)
+            if step.missing is not None:
+                return step.missing
+            if isinstance(fault, NestedPageFault):
+                return fault
+            self._kicked = False
+            return ExternalInterrupt()
+        self._fault = None
+        if isinstance(fault, GuestFault):
+            self._end_step()
+            return self._raise(fault.vector, fault.error_code, address=fault.address)
+        if self._vector is not None:
+            self._end_step()
+            return self._exception(self._vector)
+        written = step.next_write()
+        if written is None:
+            self._end_step()
+        return written
+
+    def _end_step(self) -> None:
+        self._step = None
+        self._devices.clear()
+
+    # The engine's callbacks.  They are in guest mode: the kernel's state may only be read through its door.
+
+    def _on_exception(self, vector: int) -> None:
+        self._vector = vector
+
+    def _on_device_read(self, offset: int, size: int) -> int:
+        if self._probe >= 0:
+            self._probed = offset if self._probed is None else self._probed
+            return 0
+        return self._step.read(offset, size) if self._step else 0
+
+    def _on_device_write(self, offset: int, size: int, value: int) -> None:
+        if self._probe >= 0:
+            self._probed = offset if self._probed is None else self._probed
+        elif self._step:
+            self._step.write(offset, size, value)
+
+    def _on_fill(self, vaddr: int, kind: int) -> tuple[int, int] | None:
+        self._in_guest = False
+        try:
+            previous = self.rt.enter(self.task)
+            try:
+                found = self._fill(vaddr, _KINDS.get(kind, READ))
+            finally:
+                self.rt.leave(previous)
+        except BaseException as failure:
+            self._failure = failure
+            return None
+        with self._gate:
+            if self._flush_wanted or self._code_changed:
+                return None
+            self._in_guest = found is not None
+        return found
+
+    def _fill(self, vaddr: int, access: int) -> tuple[int, int] | None:
+        """What the engine's TLB is to hold for a linear page; None with `_fault` set if there is nothing to hold."""
+        env = self.engine.save()
+        page = vaddr & ~_OFFSET
+        if page == self._probe:
+            return DEVICE_PADDR, READ | WRITE
+        try:
+            gpa, perms = self._walk(env, vaddr, access, env.cpl == 3)
+            if gpa >> PAGE_SHIFT in self._devices and self._step is not None:
+                found = self._step.map(gpa >> PAGE_SHIFT, access == EXEC)
+                if found is not None:
+                    return found
+            host = self._translate(gpa, access, PFERR_GUEST_FINAL_MASK)
+        except GuestFault as fault:
+            self._fault = fault
+            return None
+        except NotMemory as missing:
+            self._fault = missing.fault
+            return None
+        hit = self.tlb.entries[gpa >> PAGE_SHIFT]
+        if not hit.writable:
+            perms &= ~WRITE
+        if access == EXEC:
+            if not self._scan(page, host):
+                return None
+            perms &= ~WRITE
+        elif access == WRITE or page not in self._live_code:
+            self._live_code.pop(page, None)
+            perms &= ~EXEC
+        else:
+            perms &= ~WRITE
+        return host & ~_OFFSET, perms
+
+    def _scan(self, page: int, host: int) -> bool:
+        """Look through a page of code before it's translated.  False if it isn't what was translated before."""
+        code = string_at(host & ~_OFFSET, PAGE_SIZE)
+        known = self._scanned.get(page)
+        if known is None:
+            for offset in candidates(code):
+                self.engine.stop_at(page + offset)
+            self._scanned[page] = code
+        elif known != code:
+            self._code_changed = True
+            return False
+        self._live_code[page] = host & ~_OFFSET
+        return True
+
+    # Memory
+
+    def _walk(self, env: Env, vaddr: int, access: int, user: bool) -> tuple[int, int]:
+        """The guest's page tables."""
+        return walk(env, vaddr, access, user, self._table_entry, self.maxphyaddr)
+
+    def _table_entry(self, gpa: int, size: int, bits: int, old: int) -> int:
+        """Read an entry of the guest's page tables, or set bits in it unless it has changed since it was `old`."""
+        host = self._translate(gpa, WRITE if bits else READ, PFERR_GUEST_PAGE_MASK)
+        cell: Any = (c_uint64 if size == 8 else c_uint32).from_address(host)
+        value: int = cell.value
+        if bits and value == old:
+            cell.value = value = value | bits
+        return value
+
+    def _translate(self, gpa: int, access: int, stage: int) -> int:
+        """The host address of `gpa`.  Raises `NotMemory`."""
+        try:
+            pfn = self.translate(gpa >> PAGE_SHIFT, access == WRITE, False)
+        except RmpFault as missing:
+            bits = missing.error_code | stage
+            bits |= PFERR_WRITE_MASK if access == WRITE else PFERR_FETCH_MASK if access == EXEC else 0
+            page = gpa & ~_OFFSET
+            raise NotMemory(NestedPageFault(page, bits, Access(page, access == WRITE, b""))) from None
+        return self._base + (pfn << PAGE_SHIFT) + (gpa & _OFFSET)
+
+    def linear(self, env: Env, vaddr: int, access: int, user: bool) -> int:
+        """The host address of a linear one.  Raises `GuestFault`, `NotMemory`."""
+        gpa, _ = self._walk(env, vaddr, access, user)
+        return self._translate(gpa | vaddr & _OFFSET, access, PFERR_GUEST_FINAL_MASK)
+
+    @staticmethod
+    def linear_mask(env: Env) -> int:
+        """Linear addresses wrap at 4 GiB outside of 64-bit code."""
+        return (1 << 64) - 1 if env.code_bits == 64 else 0xFFFFFFFF
+
+    def load_linear(self, env: Env, vaddr: int, length: int, user: bool) -> bytes:
+        """`length` bytes at a linear address.  Raises `GuestFault`, `NotMemory`."""
+        pieces, mask = [], self.linear_mask(env)
+        while length:
+            n = min(length, PAGE_SIZE - (vaddr & _OFFSET))
+            pieces.append(string_at(self.linear(env, vaddr & mask, READ, user), n))
+            vaddr, length = vaddr + n, length - n
+        return b"".join(pieces)
+
+    def store_linear(self, env: Env, vaddr: int, data: bytes, user: bool) -> None:
+        """Write at a linear address, all or nothing.  Raises `GuestFault`, `NotMemory`."""
+        pieces, at, mask = [], 0, self.linear_mask(env)
+        while at < len(data):
+            n = min(len(data) - at, PAGE_SIZE - (vaddr + at & _OFFSET))
+            pieces.append((self.linear(env, vaddr + at & mask, WRITE, user), data[at : at + n]))
+            at += n
+        for host, piece in pieces:
+            memmove(host, piece, len(piece))
+
+    def _exact(self, fault: GuestFault) -> int | None:
+        """Where the access began.  The engine tells only its page, so let the instruction access one that tells the rest."""
+        if fault.address is None or fault.error_code is None:
+            return fault.address
+        engine, page = self.engine, fault.address & ~_OFFSET
+        rip = engine.save().rip
+        if fault.error_code & PFERR_FETCH_MASK or self.linear_rip(engine.env) & ~_OFFSET == page:
+            here = self.linear_rip(engine.env)
+            return here if here & ~_OFFSET == page else page
+        engine.checkpoint()
+        self._probe, self._probed = page, None
+        engine.passing = self.linear_rip(engine.env)
+        self._flush_wanted = True
+        self._go(rip, 1)
+        self._probe, self._fault, self._vector = -1, None, None
+        self._flush_wanted = True
+        engine.roll_back()
+        return page if self._probed is None else page + self._probed
+
+
+class _Supervisor:
+    """Memory as the processor itself reaches it while it delivers an event."""
+
+    def __init__(self, cpu: MachineCpu, env: Env) -> None:
+        self._cpu, self._env = cpu, env
+
+    def read(self, address: int, length: int) -> int:
+        return int.from_bytes(self._cpu.load_linear(self._env, address, length, False), "little")
+
+    def write(self, address: int, length: int, value: int, user: bool = False) -> None:
+        self._cpu.store_linear(self._env, address, value.to_bytes(length, "little"), user)
+
+
+class _Source:
+    """Where `Registers` fetches what the engine has changed."""
+
+    def __init__(self, cpu: MachineCpu) -> None:
+        self._cpu = cpu
+
+    def fetch_regs(self) -> kvm_regs:
+        engine = self._cpu.engine
+        return engine.save().get_regs(engine.rflags)
+
+    def fetch_sregs(self, old: kvm_sregs) -> kvm_sregs:
+        env = self._cpu.engine.save()
+        self._cpu.registers.interrupt_shadow = env.shadow
+        return env.get_sregs(old)
+
+    def fetch_fpu(self) -> kvm_fpu:
+        return self._cpu.engine.save().get_fpu()
+
+    def fetch_msrs(self) -> dict[int, int]:
+        return self._cpu.engine.save().get_msrs()

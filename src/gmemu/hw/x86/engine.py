@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Unicorn, by its C interface: one engine for one virtual processor.
+
+What the engine takes for physical addresses are addresses of this process, all of them, mapped once.  What a guest may reach
+is what its TLB is given: `UC_TLB_VIRTUAL` asks `on_fill` at each miss.  So a refused access stops at its instruction, and
+neither memslots nor conversions cost the engine anything but a flush.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, POINTER, PyDLL, Structure, byref, c_bool, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .env import Env
+
+__all__ = ["DEVICE_PAGES", "DEVICE_PADDR", "Engine", "available"]
+
+_ARCH_X86, _MODE_64 = 4, 8
+_HOOK_INTR, _HOOK_CODE, _HOOK_INSN_INVALID, _HOOK_TLB_FILL = 1 << 0, 1 << 2, 1 << 14, 1 << 17
+_CTL_USE_EXITS, _CTL_CPU_MODEL, _CTL_TB_FLUSH, _CTL_TLB_FLUSH, _CTL_TLB_TYPE = 4, 7, 10, 11, 12
+_TLB_VIRTUAL = 1
+_CPU_EPYC_ROME = 37
+_PROT_ALL = 7
+_REG_EFLAGS, _REG_FPCW, _REG_MXCSR = 25, 246, 249
+
+_USER_SPACE = 1 << 47
+DEVICE_PADDR = 1 << 48
+DEVICE_PAGES = 8
+"""Where in the engine's physical space accesses land that some device must answer, and how many pages of it."""
+
+_CONTEXT_DATA = 40
+"""Offset (bytes) of the processor's state in a saved context."""
+
+
+class TlbEntry(Structure):
+    """uc_tlb_entry."""
+
+    _fields_ = (("paddr", c_uint64), ("perms", c_int))
+
+
+_FILL = CFUNCTYPE(c_bool, c_void_p, c_uint64, c_int, POINTER(TlbEntry), c_void_p)
+_CODE = CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
+_INTR = CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
+_INVALID = CFUNCTYPE(c_bool, c_void_p, c_void_p)
+_DEVICE_READ = CFUNCTYPE(c_uint64, c_void_p, c_uint64, ctypes.c_uint, c_void_p)
+_DEVICE_WRITE = CFUNCTYPE(None, c_void_p, c_uint64, ctypes.c_uint, c_uint64, c_void_p)
+
+
+class _Library:
+    """libunicorn.  `run` lets other threads go on; the rest are short and don't."""
+
+    def __init__(self, path: Path) -> None:
+        short, long = PyDLL(str(path)), ctypes.CDLL(str(path))
+        self.open = _function(short.uc_open, c_int, c_int, POINTER(c_void_p))
+        self.close = _function(short.uc_close, c_void_p)
+        self.ctl = short.uc_ctl
+        self.map_ptr = _function(short.uc_mem_map_ptr, c_void_p, c_uint64, c_uint64, c_uint32, c_void_p)
+        self.mmio_map = _function(
+            short.uc_mmio_map, c_void_p, c_uint64, c_size_t, _DEVICE_READ, c_void_p, _DEVICE_WRITE, c_void_p
+        )
+        self.hook_add = short.uc_hook_add  # variadic: arguments are given their types at the call
+        self.reg_read = _function(short.uc_reg_read, c_void_p, c_int, c_void_p)
+        self.reg_write = _function(short.uc_reg_write, c_void_p, c_int, c_void_p)
+        self.context_alloc = _function(short.uc_context_alloc, c_void_p, POINTER(c_void_p))
+        self.context_free = _function(short.uc_context_free, c_void_p)
+        self.context_save = _function(short.uc_context_save, c_void_p, c_void_p)
+        self.context_restore = _function(short.uc_context_restore, c_void_p, c_void_p)
+        self.context_size = _function(short.uc_context_size, c_void_p)
+        self.context_size.restype = c_size_t
+        self.stop = _function(short.uc_emu_stop, c_void_p)
+        self.run = _function(long.uc_emu_start, c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
+
+
+def _function(function: Any, *argtypes: Any) -> Any:
+    function.argtypes = argtypes
+    return function
+
+
+@cache
+def _library() -> _Library | None:
+    try:
+        import unicorn
+    except ImportError:
+        return None
+    return _Library(Path(unicorn.__file__).parent / "lib" / "libunicorn.so.2")
+
+
+def available() -> bool:
+    """Whether machine code can be run here: Unicorn is installed."""
+    return _library() is not None
+
+
+class Engine:
+    """One engine.  The callbacks given to it must not raise.
+
+    `on_fill(vaddr, kind)` (kind 16 read, 17 write, 18 fetch) gives (paddr, perms), perms 1 read, 2 write, 4 execute, or
+    None to refuse.  `on_exception(vector)` tells of an exception; `on_device_read(paddr offset, size)` gives a value.
+    """
+
+    def __init__(
+        self,
+        on_fill: Callable[[int, int], tuple[int, int] | None],
+        on_exception: Callable[[int], None],
+        on_device_read: Callable[[int, int], int],
+        on_device_write: Callable[[int, int, int], None],
+    ) -> None:
+        library = _library()
+        assert library is not None
+        self._lib = library
+        handle = c_void_p()
+        self._must(library.open(_ARCH_X86, _MODE_64, byref(handle)), "uc_open")
+        self.handle = handle.value or 0
+        self._ctl(_CTL_CPU_MODEL, c_int(_CPU_EPYC_ROME))
+        self._ctl(_CTL_TLB_TYPE, c_int(_TLB_VIRTUAL))
+        self._ctl(_CTL_USE_EXITS, c_int(1))
+        self._must(library.map_ptr(self.handle, 4096, _USER_SPACE - 4096, _PROT_ALL, 4096), "uc_mem_map_ptr")
+        self._callbacks: list[Any] = []
+        self.passing = -1
+        """an address not to stop at, once"""
+        self._hooked: set[int] = set()
+        self._add_hooks(on_fill, on_exception)
+        read = _DEVICE_READ(lambda uc, offset, n, data: on_device_read(offset, n))
+        write = _DEVICE_WRITE(lambda uc, offset, n, value, data: on_device_write(offset, n, value))
+        self._callbacks += (read, write)
+        length = DEVICE_PAGES << 12
+        self._must(library.mmio_map(self.handle, DEVICE_PADDR, length, read, None, write, None), "uc_mmio_map")
+        self._context, self.env = self._new_context()
+        self._shadow, _ = self._new_context()
+        self.save()
+
+    def _add_hooks(self, on_fill: Callable[[int, int], tuple[int, int] | None], on_exception: Callable[[int], None]) -> None:
+        stop, handle = self._lib.stop, self.handle
+
+        def fill(uc: int, vaddr: int, kind: int, entry: Any, data: int) -> bool:
+            found = on_fill(vaddr, kind)
+            if found is None:
+                return False
+            entry[0].paddr, entry[0].perms = found
+            return True
+
+        def exception(uc: int, vector: int, data: int) -> None:
+            on_exception(vector)
+            stop(handle)
+
+        def code(uc: int, address: int, size: int, data: int) -> None:
+            if address == self.passing:
+                self.passing = -1
+            else:
+                stop(handle)
+
+        self._code = _CODE(code)
+        for kind, callback in (
+            (_HOOK_TLB_FILL, _FILL(fill)),
+            (_HOOK_INTR, _INTR(exception)),
+            (_HOOK_INSN_INVALID, _INVALID(lambda uc, data: False)),
+        ):
+            self._callbacks.append(callback)
+            self._hook(kind, callback, 1, 0)
+
+    def _hook(self, kind: int, callback: Any, first: int, last: int) -> None:
+        hook = c_size_t()
+        arguments = (c_void_p(self.handle), byref(hook), c_int(kind), callback, None, c_uint64(first), c_uint64(last))
+        self._must(self._lib.hook_add(*arguments), "uc_hook_add")
+
+    def _ctl(self, control: int, *args: Any) -> None:
+        request = c_uint32(control | len(args) << 26 | 1 << 30)
+        self._must(self._lib.ctl(c_void_p(self.handle), request, *args), "uc_ctl")
+
+    def _new_context(self) -> tuple[int, Env]:
+        context = c_void_p()
+        self._must(self._lib.context_alloc(self.handle, byref(context)), "uc_context_alloc")
+        size = self._lib.context_size(self.handle) - _CONTEXT_DATA
+        buffer = (ctypes.c_char * size).from_address((context.value or 0) + _CONTEXT_DATA)
+        return context.value or 0, Env(memoryview(buffer).cast("B"))
+
+    @staticmethod
+    def _must(error: int, what: str) -> None:
+        if error:
+            raise RuntimeError(f"{what}: Unicorn's error {error}")
+
+    def close(self) -> None:
+        """Give everything back.  The engine isn't running."""
+        if self.handle:
+            self.env.state.release()
+            self._lib.context_free(self._context)
+            self._lib.context_free(self._shadow)
+            self._lib.close(self.handle)
+            self.handle = 0
+
+    # State
+
+    def save(self) -> Env:
+        """The state as it now is, in `env`, to be read or changed; a change counts after `restore`."""
+        self._lib.context_save(self.handle, self._context)
+        return self.env
+
+    def restore(self) -> None:
+        """Let `env` be the state."""
+        self._lib.context_restore(self.handle, self._context)
+
+    def checkpoint(self) -> None:
+        """Remember the state for `roll_back`."""
+        self._lib.context_save(self.handle, self._shadow)
+
+    def roll_back(self) -> None:
+        """The state of the last `checkpoint`."""
+        self._lib.context_restore(self.handle, self._shadow)
+
+    @property
+    def rflags(self) -> int:
+        """RFLAGS, arithmetic flags and all."""
+        return self._read(_REG_EFLAGS)
+
+    def set_fpu_control(self, fcw: int, mxcsr: int) -> None:
+        """The x87 control word and MXCSR, with the rounding that follows."""
+        self._write(_REG_FPCW, fcw)
+        self._write(_REG_MXCSR, mxcsr)
+
+    def _read(self, register: int) -> int:
+        value = c_uint64()
+        self._lib.reg_read(self.handle, register, byref(value))
+        return value.value
+
+    def _write(self, register: int, value: int) -> None:
+        self._lib.reg_write(self.handle, register, byref(c_uint64(value)))
+
+    # Running
+
+    def stop_at(self, address: int) -> None:
+        """Stop before an instruction at linear `address` whenever one is about to run.  Once is enough."""
+        if address not in self._hooked:
+            self._hooked.add(address)
+            self._hook(_HOOK_CODE, self._code, address, address)
+
+    def run(self, rip: int, count: int = 0) -> int:
+        """Run from `rip`, `count` instructions if not 0.  Unicorn's error, 0 when something stopped it."""
+        error: int = self._lib.run(self.handle, rip, 0, 0, count)
+        return error
+
+    def stop(self) -> None:
+        """Stop at the next block of code.  From any thread, or a signal handler."""
+        self._lib.stop(self.handle)
+
+    def flush_tlb(self) -> None:
+        """Forget every translation.  The engine isn't running."""
+        self._ctl(_CTL_TLB_FLUSH)
+
+    def flush_code(self) -> None:
+        """Forget every block of translated code: memory that it came from has changed."""
+        self._ctl(_CTL_TB_FLUSH)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machine code on the emulated host: what comes out of KVM_RUN, in each processor mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gmemu import ExitReason
+
+from .code import CODE, DATA, Machine, needs_unicorn
+from .world import World
+
+pytestmark = needs_unicorn
+
+
+@pytest.fixture
+def machine(world: World) -> Iterator[Machine]:
+    """A default VM."""
+    made = Machine(world)
+    yield made
+    made.close()
+
+
+class TestRealMode:
+    def test_ports_and_halt(self, machine: Machine) -> None:
+        # mov al, 'A'; out 0x10, al; in al, 0x11; mov [0x2000], al; hlt
+        machine.real_mode(bytes.fromhex("b041 e610 e411 a20020 f4"))
+        exit_ = machine.run()
+        assert exit_.reason is ExitReason.IO
+        assert (exit_.io.direction, exit_.io.port, exit_.io.size, exit_.io.count) == (1, 0x10, 1, 1)
+        assert exit_.io_data() == b"A"
+        exit_ = machine.run()
+        assert (exit_.io.direction, exit_.io.port) == (0, 0x11)
+        exit_.answer_io(b"\x5a")
+        assert machine.run().reason is ExitReason.HLT
+        assert machine.get(0x2000, 1) == b"\x5a"
+        assert machine.vcpu.regs.rip == CODE + 10
+
+    def test_mmio(self, machine: Machine) -> None:
+        machine.long_mode(bytes.fromhex("48c7c300003000c703785634128b4b04480fb65308830301f4"))
+        exit_ = machine.run()
+        assert exit_.reason is ExitReason.MMIO
+        assert (exit_.mmio.phys_addr, exit_.mmio.len, exit_.mmio.is_write) == (0x300000, 4, 1)
+        assert exit_.mmio.data[:4] == bytes.fromhex("78563412")
+        exit_ = machine.run()
+        assert (exit_.mmio.phys_addr, exit_.mmio.len, exit_.mmio.is_write) == (0x300004, 4, 0)
+        exit_.answer_mmio(b"\x11\x22\x33\x44")
+        exit_ = machine.run()
+        assert (exit_.mmio.phys_addr, exit_.mmio.len, exit_.mmio.is_write) == (0x300008, 1, 0)
+        exit_.answer_mmio(b"\x99")
+        exit_ = machine.run()  # add dword [rbx], 1: a load, then a store
+        assert (exit_.mmio.phys_addr, exit_.mmio.len, exit_.mmio.is_write) == (0x300000, 4, 0)
+        exit_.answer_mmio(b"\xff\x00\x00\x00")
+        exit_ = machine.run()
+        assert (exit_.mmio.phys_addr, exit_.mmio.is_write, exit_.mmio.data[:4]) == (0x300000, 1, b"\x00\x01\x00\x00")
+        assert machine.run().reason is ExitReason.HLT
+        assert machine.vcpu.regs.rcx == 0x44332211
+        assert machine.vcpu.regs.rdx == 0x99
+
+
+class TestLongMode:
+    def test_cpuid_msrs_and_the_time(self, machine: Machine) -> None:
+        # mov ecx, 0x277; rdmsr; mov rbx, rax; rdtsc; mov rsi, rax; rdtsc; sub rax, rsi; hlt
+        machine.long_mode(bytes.fromhex("b977020000 0f32 4889c3 0f31 4889c6 0f31 4829f0 f4"))
+        assert machine.run().reason is ExitReason.HLT
+        regs = machine.vcpu.regs
+        assert regs.rbx == 0x00070406
+        assert 0 < regs.rax < 1 << 32
+
+    def test_an_unknown_msr_is_a_general_protection_fault(self, machine: Machine) -> None:
+        machine.long_mode(bytes.fromhex("b9cdab0000 0f32 f4"))
+        machine.handler64(13, CODE + 0x100)
+        machine.put(CODE + 0x100, bytes.fromhex("5b 488b0c24 f4"))  # pop rbx (error code); mov rcx, [rsp] (rip); hlt
+        assert machine.run().reason is ExitReason.HLT
+        assert (machine.vcpu.regs.rbx, machine.vcpu.regs.rcx) == (0, CODE + 5)
+
+    def test_a_page_fault_tells_the_byte(self, machine: Machine) -> None:
+        # mov rbx, 0x40000123 (beyond what is mapped); mov [rbx], eax; hlt
+        machine.long_mode(bytes.fromhex("bb23010040 8903 f4"))
+        machine.handler64(14, CODE + 0x100)
+        machine.put(CODE + 0x100, bytes.fromhex("59 0f20d0 48833c2400 f4"))  # pop rcx; mov rax, cr2; hlt
+        assert machine.run().reason is ExitReason.HLT
+        assert (machine.vcpu.regs.rcx, machine.vcpu.regs.rax) == (2, 0x40000123)
+
+    def test_breakpoints_and_iret(self, machine: Machine) -> None:
+        machine.long_mode(bytes.fromhex("cc b807000000 cd80 0f0b f4"))
+        for vector, code in ((3, "ffc3 48cf"), (0x80, "83c310 48cf"), (6, "48830424 02 81c300010000 48cf")):
+            machine.handler64(vector, CODE + 0x100 + vector * 16)
+            machine.put(CODE + 0x100 + vector * 16, bytes.fromhex(code))
+        assert machine.run().reason is ExitReason.HLT
+        assert machine.vcpu.regs.rbx == 0x111
+
+    def test_a_triple_fault(self, machine: Machine) -> None:
+        machine.long_mode(bytes.fromhex("0f0b"))
+        assert machine.run().reason is ExitReason.SHUTDOWN
+
+    def test_code_changed_by_the_host(self, machine: Machine) -> None:
+        machine.long_mode(bytes.fromhex("b001 e610 ebfa"))
+        assert machine.run().io_data() == b"\x01"
+        machine.put(CODE, bytes.fromhex("b002 e710 ebfa"))
+        assert machine.run().io_data() == b"\x02\0\0\0"
+
+    def test_code_changed_by_the_guest(self, machine: Machine) -> None:
+        # mov byte [rip+2], 0xf4; jmp +0; nop (becomes hlt); ud2
+        machine.long_mode(bytes.fromhex("c60502000000f4 eb00 90 0f0b"))
+        assert machine.run().reason is ExitReason.HLT
+
+    def test_strings_to_a_port(self, machine: Machine) -> None:
+        machine.put(DATA, b"abc")
+        # mov esi, DATA; mov edx, 0x3f8; mov ecx, 3; rep outsb; hlt
+        machine.long_mode(bytes.fromhex("be00000200 baf8030000 b903000000 f36e f4"))
+        assert [machine.run().io_data() for _ in range(3)] == [b"a", b"b", b"c"]
+        assert machine.run().reason is ExitReason.HLT
+        assert (machine.vcpu.regs.rcx, machine.vcpu.regs.rsi) == (0, DATA + 3)
+
+    def test_strings_from_a_port(self, machine: Machine) -> None:
+        # mov edi, DATA+0xffe; mov edx, 0x3f8; mov ecx, 4; rep insb; hlt
+        machine.long_mode(bytes.fromhex("bffe0f0200 baf8030000 b904000000 f36c f4"))
+        exit_ = machine.run()
+        assert exit_.io.count == 2
+        exit_.answer_io(b"xy")
+        exit_ = machine.run()
+        assert exit_.io.count == 2
+        exit_.answer_io(b"zw")
+        assert machine.run().reason is ExitReason.HLT
+        assert machine.get(DATA + 0xFFE, 4) == b"xyzw"
