@@ -16,6 +16,9 @@ def cases(name: str) -> list[str]:
     return re.findall(r'^\t\{"(\w+)", \w+\},$', (PROGRAMS / f"{name}.c").read_text(), re.M)
 
 
+OPTIONS = {"elevated_reference": ("--inject", "ref offset=0x2000 during=KVM_SET_MEMORY_ATTRIBUTES2")}
+
+
 @pytest.fixture(scope="module")
 def program(compile_c: Compile) -> Path:
     """The program with all of them."""
@@ -24,5 +27,5 @@ def program(compile_c: Compile) -> Path:
 
 @pytest.mark.parametrize("case", cases("conversions"))
 def test_conversion(case: str, program: Path, gmemu_exec: Exec) -> None:
-    done = gmemu_exec(program, case)
+    done = gmemu_exec(program, case, options=OPTIONS.get(case, ()))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ok {case}\n", "")

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ..exec.program import ProgramError
 from ..exec.run import host_platform, run
 from ..exec.settings import Settings
+from ..faults import Faults, OrderError
 from ..kvm.host import PLATFORMS
 from ..profiles import DEFAULT, get
 from .outcome import Outcome, UsageError
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 __all__ = ["program"]
+
+
+def _settings(args: Namespace, profile: str, platform: str) -> Settings:
+    try:
+        Faults(*args.inject)
+    except OrderError as error:
+        raise UsageError(str(error)) from error
+    return Settings(
+        profile=profile,
+        platform=platform,
+        log=os.path.abspath(args.log) if args.log else "",
+        explain="yes" if args.explain else "",
+        inject="\n".join(args.inject),
+    )
 
 
 def program(args: Namespace) -> Outcome:
@@ -31,7 +47,7 @@ def program(args: Namespace) -> Outcome:
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
-        run(Settings(profile=profile, platform=platform), command)
+        run(_settings(args, profile, platform), command)
     except ProgramError as error:
         raise UsageError(str(error)) from error
     raise AssertionError("a program that was started doesn't come back")

@@ -7,7 +7,9 @@ from threading import get_ident
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.address_space import TASK_SIZE_PAGES
-from ..mm.real import RealAddressSpace
+from ..mm.file import Stat
+from ..mm.real import PlacedPageCache, RealAddressSpace
+from ..mm.uaccess import UserPointer
 from ..rules import mm as rules
 from ..sync import Task
 from ..syscalls.emulated import EmulatedDoor
@@ -32,6 +34,27 @@ class RealDoor(EmulatedDoor):
     def task_of_thread(self) -> Task:
         """The task as which the calling thread enters the kernel."""
         return self.task.of_thread(get_ident())
+
+    def ioctl(self, fd: int, request: int, arg: UserPointer = 0) -> int:
+        """As the other.  Where things fail on order, orders mean pages that are there."""
+        if self.host.faults is not None:
+            self._adopt(fd)
+        return super().ioctl(fd, request, arg)
+
+    def fstat(self, fd: int) -> Stat:
+        """As the other, and with what the real kernel has allocated."""
+        self._adopt(fd)
+        return super().fstat(fd)
+
+    def _adopt(self, fd: int) -> None:
+        file = self.process.files.get(fd)
+        mapping = file.inode.mapping if file is not None else None
+        if isinstance(mapping, PlacedPageCache):
+            previous = self.rt.enter(self.task)
+            try:
+                mapping.adopt()
+            finally:
+                self.rt.leave(previous)
 
     def _place(self, address: int, length: int, flags: int) -> tuple[int, int]:
         """The real kernel chooses where, and keeps the place until the mapping takes it."""

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any
 
+from ..faults import Faults
+from ..faults.runtime import FaultyRuntime
 from ..hw.real_memory import ProcessMemory, RealMemory
 from ..kvm.design import Design
 from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.guest_memfd.inode import GmemInode
+from ..kvm.guest_memfd.populate import PopulateCallback
 from ..kvm.host import Host
+from ..kvm.vm import Vm
 from ..mm.file import File
 from ..mm.filemap import PageCache
 from ..mm.page import Memmap
@@ -31,7 +36,7 @@ MEMORY = 16 << 40
 class _GuestMode(AbstractContextManager[None]):
     """Guest mode in which the thread's signals come."""
 
-    def __init__(self, rt: RealRuntime, inner: AbstractContextManager[None]) -> None:
+    def __init__(self, rt: _ProgramsThreads, inner: AbstractContextManager[None]) -> None:
         self._rt, self._inner = rt, inner
 
     def __enter__(self) -> None:
@@ -48,12 +53,10 @@ class _GuestMode(AbstractContextManager[None]):
             self._rt.current.pending_signals = 1
 
 
-class RealRuntime(DirectRuntime):
+class _ProgramsThreads(DirectRuntime):
     """Threads are the program's; a guest that runs can be met by the program's signals."""
 
-    def __init__(self, process_memory: ProcessMemory) -> None:
-        super().__init__()
-        self.process_memory = process_memory
+    process_memory: ProcessMemory
 
     def guest_mode(self) -> AbstractContextManager[None]:
         return _GuestMode(self, super().guest_mode())
@@ -61,6 +64,22 @@ class RealRuntime(DirectRuntime):
     def stop_of(self, process: Any) -> tuple[int, int] | None:
         """What stops the guest that this thread is about to run: a C function and its argument."""
         return None
+
+
+class RealRuntime(_ProgramsThreads):
+    """The runtime of a host in a real process."""
+
+    def __init__(self, process_memory: ProcessMemory) -> None:
+        super().__init__()
+        self.process_memory = process_memory
+
+
+class RealFaultyRuntime(_ProgramsThreads, FaultyRuntime):
+    """That of one where things fail on order."""
+
+    def __init__(self, process_memory: ProcessMemory, faults: Faults) -> None:
+        super().__init__(faults)
+        self.process_memory = process_memory
 
 
 class RealProcess(Process):
@@ -102,18 +121,26 @@ class RealProcess(Process):
 class RealHost(Host):
     """One machine, whose only process is the one that it runs in."""
 
-    def __init__(self, profile: str | Profile, process: ProcessMemory, *, platform: str = "amd") -> None:
+    def __init__(
+        self, profile: str | Profile, process: ProcessMemory, *, platform: str = "amd", faults: Faults | None = None
+    ) -> None:
         self.process_memory = process
         profile = get(profile) if isinstance(profile, str) else profile
         design = Design.of(profile)
         self._convert, self._take_from_host = design.convert, design.take_from_host
+        self._populate = design.populate
         self.family: Family | None = None
+        self.on_event: Callable[..., None] | None = None
+        """told of what the kernel does: its name, and details by keyword"""
         super().__init__(
             profile,
             memory=MEMORY,
-            runtime=RealRuntime(process),
-            design=design._replace(convert=self._convert_and_refresh, take_from_host=self._take_from_all),
+            runtime=RealRuntime(process) if faults is None else RealFaultyRuntime(process, faults),
+            design=design._replace(
+                convert=self._convert_and_refresh, take_from_host=self._take_from_all, populate=self._populate_and_tell
+            ),
             platform=platform,
+            faults=faults,
         )
 
     def new_memory(self, size: int) -> tuple[RealMemory, Memmap]:
@@ -132,6 +159,7 @@ class RealHost(Host):
         """The conversion; then what is shared is mapped, as no fault handler of ours is behind the real page tables."""
         try:
             self._convert(inode, start, end, attributes)
+            self._tell("convert", inode=inode.ino, start=start, end=end, attributes=attributes)
         except BaseException:
             self._publish(inode, start, end)
             raise
@@ -144,7 +172,17 @@ class RealHost(Host):
         """Unmap the pages in the processes that a fork made, too."""
         if self.family is not None:
             self.family.tell(TAKE, inode, start, end)
+        self._tell("zap", inode=inode.ino, start=start, end=end)
         self._take_from_host(inode, start, end)
+
+    def _populate_and_tell(self, vm: Vm, gfn: int, source: int, npages: int, writeback: bool, load: PopulateCallback) -> int:
+        done = self._populate(vm, gfn, source, npages, writeback, load)
+        self._tell("populate", gfn=gfn, pages=done, source=source)
+        return done
+
+    def _tell(self, event: str, **details: int) -> None:
+        if self.on_event is not None:
+            self.on_event(event, **details)
 
     def _publish(self, inode: GmemInode, start: int, end: int) -> None:
         self.refresh(inode, start, end)

@@ -183,6 +183,12 @@ static PyObject *gate_open(PyObject *self, PyObject *args)
 		errno = error;
 		return PyErr_SetFromErrno(PyExc_OSError);
 	}
+	int high = fcntl(uffd, F_DUPFD_CLOEXEC, 800); /* low numbers are the program's */
+
+	if (high >= 0) {
+		close(uffd);
+		uffd = high;
+	}
 	Py_RETURN_NONE;
 }
 

@@ -7,20 +7,25 @@ Each takes the six words of a system call and returns its result, or the errno a
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from errno import EFAULT, EIO
 from functools import wraps
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ..faults import Faults
 from ..kvm.guest_memfd.file import GmemFile
-from ..mm.uaccess import read_user, write_user
+from ..mm.uaccess import copy_from_user, read_user, write_user
 from ..rules import MemoryFault
 from ..uapi.ioctl import ioctl_size
-from ..uapi.kvm import KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2
+from ..uapi.kvm import KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, kvm_memory_attributes2
 from . import devices
 from .door import RealDoor
+from .explain import Explainer
 from .family import Family
 from .host import RealHost, RealProcess
+from .log import LoggedCalls, NoLog, open_log
 from .settings import Settings
 from .stat import stat
 
@@ -44,9 +49,11 @@ def _errno(call: Call) -> Call:
     def wrapped(self: ExecKernel, *words: int) -> int:
         try:
             return call(self, *words)
-        except MemoryFault:
+        except MemoryFault as fault:
+            self.failed.error = fault
             return -EFAULT
         except OSError as error:
+            self.failed.error = error
             return -(error.errno or EIO)
 
     return wrapped
@@ -61,9 +68,13 @@ def _signed(word: int) -> int:
 class ExecKernel:
     """System calls of the program."""
 
+    NOT_OURS = NOT_OURS
+
     def __init__(self, settings: Settings, real: ProcessMemory) -> None:
         self.settings, self.real = settings, real
-        self.host = RealHost(settings.profile, real, platform=settings.platform)
+        self.failed = threading.local()
+        """.error: why this thread's last call failed"""
+        self.host = RealHost(settings.profile, real, platform=settings.platform, faults=_faults(settings))
         self.door = RealDoor(self.host)
         process = self.door.process
         assert isinstance(process, RealProcess)
@@ -74,19 +85,23 @@ class ExecKernel:
 
     @_errno
     def open(self, path: int, flags: int, *_: int) -> int:
-        name = self._string(path)
+        name = self.path(path)
         fd = devices.open_path(self, name)
         if fd is None:
             return NOT_OURS
         os.set_inheritable(fd, not flags & os.O_CLOEXEC)
         return fd
 
-    def _string(self, address: int) -> str:
+    def path(self, address: int) -> str:
         """A path at `address`: read to the end of its page at most, then on."""
         text = b""
         while b"\0" not in text and len(text) < 4096:
             text += read_user(self.door.mm, address + len(text), 4096 - (address + len(text)) % 4096)
         return os.fsdecode(text.split(b"\0")[0])
+
+    def error_offset(self, argument: int) -> int:
+        """What a conversion that failed left in its argument."""
+        return copy_from_user(self.door.mm, kvm_memory_attributes2, argument).error_offset
 
     @_errno
     def close(self, fd: int, *_: int) -> int:
@@ -240,8 +255,28 @@ class ExecKernel:
         return 0
 
 
-def start() -> ExecKernel:
+def _faults(settings: Settings) -> Faults | None:
+    return Faults(*settings.inject.splitlines()) if settings.inject else None
+
+
+def start() -> ExecKernel | LoggedCalls:
     """The emulated machine, as `gmemu exec` ordered it (environment)."""
     import _gmemu_exec  # type: ignore[import-not-found]
 
-    return ExecKernel(Settings.from_environment(os.environ), _gmemu_exec)
+    settings = Settings.from_environment(os.environ)
+    if settings.plugin:
+        import_module(settings.plugin)
+    kernel = ExecKernel(settings, _gmemu_exec)
+    if not settings.log and not settings.explain:
+        return kernel
+    title = {
+        "gmemu": "exec",
+        "simulated": True,
+        "profile": settings.profile,
+        "platform": settings.platform,
+        "pid": os.getpid(),
+    }
+    log = open_log(settings.log, title) if settings.log else NoLog()
+    calls = LoggedCalls(kernel, log, Explainer(kernel).told if settings.explain else None)
+    kernel.host.on_event = calls.event
+    return calls

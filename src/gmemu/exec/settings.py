@@ -18,6 +18,14 @@ class Settings(NamedTuple):
 
     profile: str = DEFAULT
     platform: str = "amd"
+    log: str = ""
+    """where to write each call; JSON Lines if it ends in .jsonl"""
+    explain: str = ""
+    """anything: tell the story behind faults on standard error"""
+    inject: str = ""
+    """orders of `faults`, one a line"""
+    plugin: str = ""
+    """a module to import before the machine is made; it may change the emulated kernel"""
 
     def to_environment(self) -> dict[str, str]:
         """The variables to set."""

@@ -8,17 +8,30 @@ that a guest can be given has a page frame number, and every page frame a place 
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 from .memory import PAGE_SHIFT, PhysicalMemory
 
-__all__ = ["BASE", "ProcessMemory", "RealMemory"]
+__all__ = ["BASE", "ProcessMemory", "RealMemory", "out_of_the_way"]
 
 BASE = 1 << 44
 """Where the machine's memory is wanted: above what ASLR gives to a heap that isn't relocated, below all else."""
 
+_HIGH_FD = 800
 _PROT_RW, _MAP_SHARED, _MAP_FIXED_NOREPLACE, _MAP_NORESERVE, _MADV_REMOVE = 3, 1, 0x100000, 0x4000, 9
+
+
+def out_of_the_way(fd: int) -> int:
+    """The same file under a high number: programs count on low numbers for their own.  `fd` is closed."""
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH_FD)
+    except OSError:
+        return fd
+    os.close(fd)
+    return high
 
 
 class ProcessMemory(Protocol):
@@ -111,6 +124,7 @@ class RealMemory(PhysicalMemory):
     def __init__(self, size: int, process: ProcessMemory) -> None:
         self.process = process
         super().__init__(size)
+        self.fd = out_of_the_way(self.fd)
 
     def _map(self) -> _Mapping:  # type: ignore[override]
         mapping = _Mapping(self.process, self.fd, self.size)
@@ -145,6 +159,18 @@ class RealMemory(PhysicalMemory):
     def punch(self, pfn: int, count: int) -> None:
         """Give back whatever `count` of the machine's own pages hold, on whoever's account: they read as zero."""
         self._bytes.madvise(_MADV_REMOVE, pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+
+    def resident(self, pfn: int, count: int) -> Iterator[tuple[int, int]]:
+        """Which of `count` of the machine's own pages from `pfn` hold anything: runs of page frames."""
+        at, end = pfn << PAGE_SHIFT, pfn + count << PAGE_SHIFT
+        while at < end:
+            try:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError:
+                return
+            at = min(os.lseek(self.fd, start, os.SEEK_HOLE), end)
+            if start < end:
+                yield start >> PAGE_SHIFT, at >> PAGE_SHIFT
 
     def close(self) -> None:
         self._bytes.close()

@@ -139,6 +139,22 @@ class PlacedPageCache(PageCache):
     def clear_folio(self, folio: Folio) -> None:
         self.mark_uptodate(folio)
 
+    def adopt(self) -> None:
+        """Hear of the pages that the real kernel has filled by itself, for who asks what the file has.
+
+        Pages that had to be filled because their neighbours were taken away count, too.
+        """
+        if self.first_pfn is None:
+            return
+        for start, end in self.memmap.memory.resident(self.first_pfn, self.nr_reserved):
+            at, last = start - self.first_pfn, end - self.first_pfn
+            while at < last:
+                folio = self.grab_folio(at, last - at)
+                self.mark_uptodate(folio)
+                self.unlock_folio(folio)
+                self.put_folio(folio)
+                at += folio.count
+
     def truncate_range(self, start: int, end: int) -> None:
         super().truncate_range(start, end)
         end = min(end, self.nr_reserved)

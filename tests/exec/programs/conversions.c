@@ -326,7 +326,24 @@ static void child_with_a_vm_of_its_own(void)
 	expect_private(at, SIZE);
 }
 
+/* With somebody holding file page 2 (ordered on the command line). */
+static void elevated_reference(void)
+{
+	int fd;
+	uint64_t where;
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+
+	memset(at, 4, SIZE);
+	CHECK(try_convert(fd, 0, SIZE, PRIVATE, &where) == EAGAIN && where == 2 * PAGE, "stopped at %#lx", where);
+	expect_shared(at, SIZE);
+	for (unsigned i = 0; i < SIZE; i++)
+		CHECK(at[i] == 4);
+	convert(fd, 0, SIZE, PRIVATE);
+	expect_private(at, SIZE);
+}
+
 static const struct test tests[] = {
+	{"elevated_reference", elevated_reference},
 	{"forked_accesses", forked_accesses},
 	{"child_with_a_vm_of_its_own", child_with_a_vm_of_its_own},
 	{"private_at_start", private_at_start},
