@@ -80,6 +80,8 @@ class Design(NamedTuple):
     """(td, gfn, pfn): map a page that is being populated"""
     handle_rmp_fault: Callable[[SnpVm, int], None]
     """(sev, gfn)"""
+    content_modes: Callable[[VmArch, bool], int]
+    """(arch, towards private): what RFC v5's conversions promise of the contents"""
     guest_lookup: Callable[[GmemInode], AbstractContextManager[None]]
     """what a guest's fault holds while it looks a page up"""
     may_prefault: Callable[[VmArch], bool]
@@ -107,6 +109,7 @@ class Design(NamedTuple):
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
             map_private_pfn=map_private_pfn,
             handle_rmp_fault=handle_rmp_fault if profile.in_place else handle_rmp_fault_unchecked,
+            content_modes=content.content_modes,
             guest_lookup=inode.GmemInode.locked_for_lookup,
             may_prefault=may_prefault,
             unbind=binding.kvm_gmem_unbind,

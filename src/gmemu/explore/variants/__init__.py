@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from ...kvm.design import Design
 from ..user_space import UserSpace
-from . import conversion, memslots, mmu, populate, tdx, user_space
+from . import batch, conversion, memslots, mmu, populate, tdx, user_space
 from .variant import Variant
 
 __all__ = ["VARIANTS", "Variant", "apply", "apply_to_user_space"]
 
-VARIANTS: dict[str, Variant] = {
-    variant.name: variant for module in (populate, conversion, mmu, memslots, tdx, user_space) for variant in module.VARIANTS
-}
+_MODULES = (populate, batch, conversion, mmu, memslots, tdx, user_space)
+
+VARIANTS: dict[str, Variant] = {variant.name: variant for module in _MODULES for variant in module.VARIANTS}
 """name -> variant, by the part of the kernel that is different; what concerns the VMM comes last"""
 
 

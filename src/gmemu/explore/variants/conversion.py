@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...kvm.guest_memfd.content import content_modes
 from ...kvm.guest_memfd.conversion import ConversionError, _make_shared, check_references, publish, store_attributes
 from ...kvm.guest_memfd.invalidate import Filter, invalidate_end, invalidate_start, view_at_creation
+from ...uapi.kvm import KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
 from .variant import Variant
 
 if TYPE_CHECKING:
+    from ...kvm.arch import VmArch
     from ...kvm.guest_memfd.inode import GmemInode
     from ...kvm.host import Host
     from ...mm.filemap import PageCache
@@ -71,6 +74,11 @@ def _blame_the_folio(host: Host, mapping: PageCache, start: int, end: int) -> No
         raise ConversionError(failed.error, mapping.pages.run(failed.index)[0]) from None
 
 
+def _preserve_always(arch: VmArch, private: bool) -> int:
+    """Promise that contents stay, whatever becomes of them."""
+    return content_modes(arch, private) | KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
+
+
 def _check_and_publish(inode: GmemInode, start: int, end: int, attributes: int) -> None:
     """Look who holds the pages when they become shared, too."""
     if not attributes:
@@ -104,6 +112,12 @@ VARIANTS = (
         "conversion to shared looks who holds the page, too",
         "RFC v2 of May 2025, which may have to split a folio; discussion B",
         lambda d: d._replace(publish=_check_and_publish),
+    ),
+    Variant(
+        "preserve-always",
+        "PRESERVE towards private is accepted after the launch is final",
+        "discussion D; D6; RFC v5 has it until then only",
+        lambda d: d._replace(content_modes=_preserve_always),
     ),
     Variant(
         "error-offset-from-folio-start",

@@ -20,10 +20,11 @@ from ...uapi.kvm import (
 from .conversion import check_attributes, convert_locked, writes_error_offset
 
 if TYPE_CHECKING:
+    from ..arch.base import VmArch
     from .file import GmemFile
     from .inode import GmemInode
 
-__all__ = ["kvm_gmem_set_attributes_content"]
+__all__ = ["content_modes", "kvm_gmem_set_attributes_content"]
 
 _MODES = KVM_SET_MEMORY_ATTRIBUTES2_ZERO | KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
 
@@ -42,7 +43,7 @@ def kvm_gmem_set_attributes_content(file: GmemFile, argp: UserPointer) -> int:
         raise rules.CONTENT_BOTH(f"flags {attrs.flags:#x}")
     start, end = check_attributes(file, attrs)
     to = "private" if attrs.attributes else "shared"
-    if attrs.flags & ~vm.arch.content_modes(bool(attrs.attributes)):
+    if attrs.flags & ~vm.host.design.content_modes(vm.arch, bool(attrs.attributes)):
         raise rules.CONTENT_UNSUPPORTED(f"{_name(attrs.flags)} towards {to}, VM type {vm.vm_type.name}")
     inode = file.gmem_inode
     with writes_error_offset(file, attrs, argp), inode.mapping.invalidate_lock.exclusive:
@@ -53,6 +54,11 @@ def kvm_gmem_set_attributes_content(file: GmemFile, argp: UserPointer) -> int:
             for first, last, delta in list(inode.mapping.pages.runs(start, end)):
                 vm.arch.content_unspecified(first + delta, last - first)
     return 0
+
+
+def content_modes(arch: VmArch, private: bool) -> int:
+    """KVM_SET_MEMORY_ATTRIBUTES2_* flags that a conversion of the VM's memory can keep: it's the VM type that knows."""
+    return arch.content_modes(private)
 
 
 def _zero(inode: GmemInode, start: int, end: int) -> None:
