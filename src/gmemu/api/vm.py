@@ -32,6 +32,7 @@ from .vcpu import Vcpu
 
 if TYPE_CHECKING:
     from ..syscalls.door import Door
+    from .cca import Cca
     from .sev import Snp
     from .tdx import Tdx
 
@@ -46,6 +47,7 @@ class Vm(Descriptor):
         self.vm_type, self._vcpu_mmap_size = vm_type, vcpu_mmap_size
         self._snp: Snp | None = None
         self._tdx: Tdx | None = None
+        self._cca: Cca | None = None
 
     def check_extension(self, cap: Cap | int) -> int:
         """KVM_CHECK_EXTENSION: 0 if the VM hasn't it."""
@@ -143,8 +145,19 @@ class Vm(Descriptor):
             self._tdx = Tdx(self)
         return self._tdx
 
+    @property
+    def cca(self) -> Cca:
+        """What a realm has beside what every arm64 VM has."""
+        if self._cca is None:
+            from .cca import Cca
+
+            self._cca = Cca(self)
+        return self._cca
+
     def close(self) -> None:
-        """Close the descriptor, and what its SNP commands needed."""
+        """Close the descriptor, and what its platform's commands needed."""
+        if self._cca is not None:
+            self._cca.close()
         if self._snp is not None:
             self._snp.close()
         if self._tdx is not None:

@@ -23,6 +23,7 @@ from .design import Design
 if TYPE_CHECKING:
     from .fault_points import FaultPoints
     from .guest_memfd.inode import GmemInode
+    from .rmm_platform import RmmPlatform
     from .snp_platform import SnpPlatform
     from .tdx_platform import TdxPlatform
     from .vm import Vm
@@ -32,7 +33,7 @@ __all__ = ["DEFAULT_MEMORY", "PLATFORMS", "Host"]
 PLATFORMS: dict[str, frozenset[VmType]] = {
     "amd": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP}),
     "intel": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.TDX}),
-    "arm": frozenset({VmType.DEFAULT}),
+    "arm": frozenset({VmType.DEFAULT, VmType.ARM_REALM}),
 }
 """Platform -> the VM types that it can run."""
 
@@ -81,6 +82,7 @@ class Host:
         """allocation site -> how many more of its allocations fail"""
         self._snp: SnpPlatform | None = None
         self._tdx: TdxPlatform | None = None
+        self._rmm: RmmPlatform | None = None
         self.init = self.new_process()
         if faults is not None:
             faults.attach(self)
@@ -117,6 +119,16 @@ class Host:
             self._tdx = TdxPlatform(self)
             self._made(self._tdx)
         return self._tdx
+
+    @property
+    def rmm(self) -> RmmPlatform:
+        """The machine's realm half (RMM, VMIDs), made when first used."""
+        if self._rmm is None:
+            from .rmm_platform import RmmPlatform
+
+            self._rmm = RmmPlatform(self)
+            self._made(self._rmm)
+        return self._rmm
 
     def _made(self, entity: object) -> None:
         """A trusted entity was made; whoever orders failures wants to know."""
@@ -163,8 +175,8 @@ class Host:
     """kvm_arch_gmem_make_shared(): pages become shared where they are.  SNP does the same for both."""
 
     def owner(self, pfn: int) -> str:
-        """Whose page frame `pfn` is by what the trusted entity keeps (RMP, PAMT), in its own words; empty without one."""
-        platforms = (self._snp, self._tdx)
+        """Whose page frame `pfn` is by what the trusted entity keeps (RMP, PAMT, granules), in its words; empty without."""
+        platforms = (self._snp, self._tdx, self._rmm)
         return ", ".join(platform.owner(pfn) for platform in platforms if platform is not None)
 
     def check_quiet(self) -> None:
@@ -179,6 +191,8 @@ class Host:
             raise InvariantViolation(f"{self.vms[0]} was never destroyed")
         if self._tdx is not None:
             self._tdx.check_quiet()
+        if self._rmm is not None:
+            self._rmm.check_quiet()
 
     def close(self) -> None:
         """Switch the machine off, whatever state it's in."""

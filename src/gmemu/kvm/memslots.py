@@ -266,6 +266,7 @@ def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot) -> None:
     if new.end_gfn - 1 > MAX_GFN:
         raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}")
     vm.arch.check_gfn(new.end_gfn - 1)
+    vm.arch.prepare_memory_region(new)
 
 
 def _delete(vm: Vm, slots: Memslots, old: Memslot) -> None:

@@ -38,6 +38,7 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
     if arg != 0:
         raise rules.RUN_ARG(f"{arg!r}")
     vm, task = vcpu.vm, vcpu.vm.rt.current
+    vm.arch.run_pid_change(vcpu)
     immediate = vcpu.immediate_exit
     with vm.srcu.read:
         complete, vcpu.complete_userspace_io = vcpu.complete_userspace_io, None

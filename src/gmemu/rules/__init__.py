@@ -18,7 +18,7 @@ __all__ = [
     "rule",
 ]
 
-AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "arm64", "gmemu")
+AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "arm64", "cca", "gmemu")
 
 
 def load_all() -> None:

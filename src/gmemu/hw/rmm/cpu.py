@@ -20,8 +20,8 @@ from ...uapi.rmi import (
     RsiStatus,
 )
 from ..arm.cpu import ArmCpu
-from ..cpu import Access, Exit, RecEnterFailed, RecExit, RmpFault
-from .realm import Rec
+from ..cpu import Access, Exit, GuestFatal, PlainMemory, RecEnterFailed, RecExit, RmpFault
+from .realm import Realm, Rec
 
 if TYPE_CHECKING:
     from ..guest_cpu import GuestCpu
@@ -34,12 +34,23 @@ _NOT_SUPPORTED = (PsciReturn.NOT_SUPPORTED & _U64, 0, 0, 0)
 PSCI_1_1 = 1 << 16 | 1
 
 
+class _RealmMemory(PlainMemory):
+    """What the realm's processor writes to the protected half is under the realm's key; owners were checked by the walk."""
+
+    def __init__(self, cpu: RecCpu) -> None:
+        self._cpu = cpu
+
+    def key(self, encrypted: bool) -> int:
+        return self._cpu.realm.key if encrypted else 0
+
+
 class RecCpu(ArmCpu):
     """`rec` is set once the realm is there.  `enter_flags` (`RecEnterFlags`) are for the next entry alone."""
 
     def __init__(self, rt: Runtime, rmm: Rmm) -> None:
         super().__init__(rt, rmm.memory, lambda gfn: None, encrypted_default=True)
         self.rmm = rmm
+        self.protection = _RealmMemory(self)
         self.rec: Rec | None = None
         self.enter_flags = RecEnterFlags(0)
 
@@ -49,9 +60,14 @@ class RecCpu(ArmCpu):
         return self.rec
 
     @property
+    def realm(self) -> Realm:
+        """The realm that it belongs to."""
+        return self._rec.realm
+
+    @property
     def shared_bit(self) -> int:
         """The bit of an IPA that puts it into the shared half."""
-        return self._rec.realm.protected_end
+        return self.realm.protected_end
 
     # In and out
 
@@ -75,11 +91,17 @@ class RecCpu(ArmCpu):
 
         return RealmGuestCpu(self)
 
+    def fatal_exit(self, exception: GuestFatal) -> Exit:
+        """As for any Arm guest: Linux panics and resets the machine; a realm is over then."""
+        self.fatal = exception
+        self.realm.state = RealmState.TERMINATED
+        return RecExit(RecExitReason.PSCI, (Psci.SYSTEM_RESET,))
+
     # Memory
 
     def _try_access(self, access: Access, gfn: int, offset: int, encrypted: bool) -> bytes:
         """One access; a shared page is known to the TLB by its address in the shared half."""
-        frame = gfn if encrypted else gfn | self._rec.realm.rtt.shared_bit
+        frame = gfn if encrypted else gfn | self.realm.rtt.shared_bit
         return super()._try_access(access, frame, offset, encrypted)
 
     def translate(self, gfn: int, write: bool, encrypted: bool) -> int:

@@ -11,6 +11,10 @@ __all__ = ["VmArch", "arch_class"]
 
 def arch_class(platform: str, vm_type: VmType) -> type[VmArch]:
     """The class for a VM type that the kernel has on this platform."""
+    if vm_type is VmType.ARM_REALM:
+        from .cca import CcaVm
+
+        return CcaVm
     if platform == "arm":
         from .arm64 import ArmVm
 

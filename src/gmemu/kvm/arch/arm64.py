@@ -96,17 +96,19 @@ class ArmVm(VmArch):
 
     # Running
 
-    def pre_run(self, vcpu: Vcpu) -> int:
-        """kvm_arch_vcpu_run_pid_change(), and the wait for a vCPU that is off to be switched on."""
+    def run_pid_change(self, vcpu: Vcpu) -> None:
         arm = self.vcpus[vcpu]
         if not arm.initialized:
             raise rules.NOT_INITIALIZED(f"{vcpu}")
-        if vcpu.mp_state is not MpState.RUNNABLE:
-            vcpu.set_exit(ExitReason.HLT)
-            return 0
         if not arm.has_run_once:
             self.first_run(vcpu)
             arm.has_run_once = self.has_ran_once = True
+
+    def pre_run(self, vcpu: Vcpu) -> int:
+        """The wait for a vCPU that is off to be switched on."""
+        if vcpu.mp_state is not MpState.RUNNABLE:
+            vcpu.set_exit(ExitReason.HLT)
+            return 0
         return 1
 
     def first_run(self, vcpu: Vcpu) -> None:

@@ -15,6 +15,7 @@ from ..guest_memfd.invalidate import Filter
 
 if TYPE_CHECKING:
     from ...hw.tlb import Translation
+    from ..memslots import Memslot
     from ..mmu import PageFault, RetPf
     from ..vcpu import Vcpu
     from ..vm import Vm
@@ -97,6 +98,9 @@ class VmArch:
     def check_gfn(self, gfn: int) -> None:
         """May refuse a memslot that ends with this frame (kvm_is_gfn_alias)."""
 
+    def prepare_memory_region(self, new: Memslot) -> None:
+        """kvm_arch_prepare_memory_region(): may refuse a new or changed memslot for more than where it is."""
+
     def check_prefault(self, gfn: int) -> None:
         """May refuse to map this frame ahead of use (kvm_is_gfn_alias)."""
 
@@ -153,6 +157,10 @@ class VmArch:
     def encrypted_default(self) -> bool:
         """Whether the guest's ordinary accesses set the C-bit."""
         return False
+
+    def run_pid_change(self, vcpu: Vcpu) -> None:
+        """kvm_arch_vcpu_run_pid_change(): may refuse to run, or do what comes before the first time.  The vCPU's mutex is
+        held, and no other lock."""
 
     def pre_run(self, vcpu: Vcpu) -> int:
         """May refuse to run (raise), or report an exit (0); 1 to go on."""
