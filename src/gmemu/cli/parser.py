@@ -78,6 +78,16 @@ def _add_launch(commands: Commands) -> None:
     tdx.add_argument("--flow", choices=("in-place", "copy"), help="as for snp (default: in-place if the profile has that)")
     tdx.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
     finish(tdx, "tdx:launch")
+    cca = command(
+        platforms,
+        "cca",
+        "launch an Arm CCA realm, then run a guest that converts a page both ways",
+        epilog="Without --firmware and --kernel an image is launched that gmemu makes itself.",
+    )
+    _add_realm(cca)
+    cca.add_argument("--flow", choices=("in-place", "copy"), help="copy: a realm has no other (default: copy)")
+    cca.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
+    finish(cca, "cca:launch")
     for name in "sev", "sev-es":
         finish(command(platforms, name, "not emulated: says why, and what to use instead"), "launch:sev")
 
@@ -106,6 +116,17 @@ def _add_measure(commands: Commands) -> None:
         help="all pages of a section are added before any is extended, as some VMMs do it (KVM's don't)",
     )
     finish(tdx, "tdx:measure")
+    cca = command(
+        actions,
+        "cca",
+        "the RIM as an RMM would report it: 64 hex digits",
+        epilog="It comes from a launch on an emulated host, and is simulated: no hardware has vouched for it.",
+    )
+    _add_realm(cca)
+    cca.add_argument(
+        "--rmm", choices=("1.0", "2.0"), default="2.0", help="whose rules: 1.0 measures what is RAM, too (default: 2.0)"
+    )
+    finish(cca, "cca:measure")
     diff = command(actions, "diff", "the first page at which two page logs part, and why; exits with 1 if there is one")
     diff.add_argument("a", metavar="A.jsonl", help="a log that --log wrote")
     diff.add_argument("b", metavar="B.jsonl", help="another")
@@ -140,6 +161,17 @@ def _add_td(parser: argparse.ArgumentParser, *, firmware_required: bool) -> None
     parser.add_argument("--firmware", metavar="F", required=firmware_required, help="OVMF image with TDX metadata")
     parser.add_argument("--vcpus", metavar="N", type=number, default=1, help="how many vCPUs (default: 1)")
     parser.add_argument("--log", metavar="L.jsonl", help="write what was measured, page by page, as JSON Lines")
+    add_profile(parser, "the kernel to emulate (default: inplace-v13)")
+
+
+def _add_realm(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is launched as a realm."""
+    parser.add_argument("--firmware", metavar="F", help="an image that goes to address 0, where the realm starts")
+    parser.add_argument("--kernel", metavar="K", help="an arm64 kernel (Image, not compressed) to start with instead")
+    parser.add_argument("--initrd", metavar="I", help="its initrd")
+    parser.add_argument("--dtb", metavar="D", help="its device tree")
+    parser.add_argument("--vcpus", metavar="N", type=number, default=1, help="how many vCPUs (default: 1)")
+    parser.add_argument("--ipa-bits", metavar="N", type=number, default=40, help="bits of a guest address (default: 40)")
     add_profile(parser, "the kernel to emulate (default: inplace-v13)")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from errno import EAGAIN, EBUSY, EINTR
 
+from ..api.cca import Cca
 from ..api.sev import Snp
 from ..api.tdx import Tdx, TdxError
 from ..api.vcpu import Vcpu
@@ -16,7 +17,7 @@ from ..uapi.sev import SnpPageType
 from .backoff import Backoff
 from .errors import VmmError
 
-__all__ = ["populate_snp", "populate_tdx"]
+__all__ = ["populate_cca", "populate_snp", "populate_tdx"]
 
 
 def populate_snp(snp: Snp, gpa: int, size: int, page_type: SnpPageType | int, source: int = 0) -> int:
@@ -61,3 +62,28 @@ def populate_tdx(
             if not size:
                 return calls
             backoff.wait(failed)
+
+
+def populate_cca(cca: Cca, gpa: int, size: int, source: int, *, measure: bool = True, backoff: Backoff | None = None) -> int:
+    """KVM_ARM_RMI_POPULATE until nothing is left.  Returns how many calls it took.
+
+    Interrupted or busy, it goes on from where it stopped, at most `backoff.attempts` times for one page.  Raises what the
+    ioctl does, or `VmmError` when a call says that it succeeded and did nothing.
+    """
+    backoff = backoff or Backoff()
+    calls = failed = 0
+    while True:
+        calls += 1
+        try:
+            left = cca.populate(gpa, size, source, measure=measure)
+        except OSError as error:
+            failed += 1
+            if error.errno not in (EINTR, EAGAIN) or failed == backoff.attempts:
+                raise
+            backoff.wait(failed)
+            continue
+        if not left.size:
+            return calls
+        if left.size >= size:
+            raise VmmError(f"RMI_POPULATE at gpa {gpa:#x} succeeded and left all of {left.size:#x} bytes to do")
+        gpa, size, source, failed = left.base, left.size, left.source_uaddr, 0

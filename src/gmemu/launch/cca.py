@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a VMM launches as a realm, and a reference VMM that carries it out on the emulated host.
+
+An Arm image has no metadata that says what is measured: the VMM decides where things go.  Here a firmware goes to address
+0, where QEMU's virt machine has its flash, or a kernel with its initrd and device tree goes into RAM by the arm64 boot
+protocol.
+Everything that is loaded is measured with its contents, in order of address.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..api.arm64 import set_reg
+from ..api.kvm import Kvm
+from ..api.vcpu import Vcpu
+from ..api.vm import Vm
+from ..hw.rmm.core import RmmInfo
+from ..hw.rmm.measurement import Rim
+from ..hw.rmm.rtt import LAST_LEVEL, entry_pages, start_level
+from ..profiles import Profile
+from ..uapi.kvm import VmType
+from ..uapi.kvm_arm64 import core_reg
+from ..uapi.rmi import RecFlags, rmi_realm_params, rmi_rec_params
+from ..vmm import Backoff, Vmm, VmmError
+from ..vmm.populate import populate_cca
+from .errors import LaunchError
+from .ovmf import PAGE_SIZE
+from .plan import MAX_VCPUS, MemoryRegion
+from .readfile import Contents
+from .snp import FLOWS, Call
+
+if TYPE_CHECKING:
+    from ..kvm.arch.cca import CcaVm
+
+__all__ = ["RAM_BASE", "CcaImage", "CcaLaunch", "CcaPlan", "CcaStep", "compute_rim", "measure_cca", "plan_cca"]
+
+Progress = Callable[[int, int], None]
+"""Called with pages populated so far, and how many there will be."""
+
+RAM_BASE = 1 << 30
+"""Where QEMU's virt machine has RAM."""
+KERNEL_OFFSET = 2 << 20
+INITRD_OFFSET = 128 << 20
+RAM_AFTER = 2 << 20
+"""RAM that a realm has besides what is loaded (bytes)."""
+FLASH_SIZE = 64 << 20
+_ARM64_MAGIC = b"ARM\x64"
+_X0, _PC = core_reg(0), core_reg(32)
+
+
+class CcaImage(NamedTuple):
+    """What is to run: a firmware, or a kernel with what it needs.  `name` is what messages call it."""
+
+    name: str
+    firmware: Contents | None = None
+    kernel: Contents | None = None
+    initrd: Contents | None = None
+    dtb: Contents | None = None
+
+
+class CcaStep(NamedTuple):
+    """One piece: `contents` at `gpa`, padded with zeroes to whole pages."""
+
+    name: str
+    gpa: int
+    contents: Contents
+
+    @property
+    def size(self) -> int:
+        """Bytes, whole pages."""
+        return -(-len(self.contents) // PAGE_SIZE) * PAGE_SIZE
+
+    @property
+    def pages(self) -> int:
+        """How many pages of 4 KiB."""
+        return self.size // PAGE_SIZE
+
+
+class CcaPlan(NamedTuple):
+    """A launch, ready to be executed.  vCPU 0 starts at `pc` with `x0` in X0; the others are off."""
+
+    image: CcaImage
+    steps: tuple[CcaStep, ...]
+    regions: tuple[MemoryRegion, ...]
+    vcpus: int
+    ipa_bits: int
+    pc: int
+    x0: int
+    notes: tuple[str, ...]
+
+    @property
+    def pages(self) -> int:
+        """How many pages are populated."""
+        return sum(step.pages for step in self.steps)
+
+    @property
+    def parameters(self) -> dict[str, str | int]:
+        """What was chosen, for people."""
+        return {"vcpus": self.vcpus, "ipa_bits": self.ipa_bits, "pc": f"{self.pc:#x}", "x0": f"{self.x0:#x}"}
+
+
+def plan_cca(image: CcaImage, vcpus: int = 1, ipa_bits: int = 40) -> CcaPlan:
+    """What a VMM launches of `image` as a realm of `vcpus` vCPUs with addresses of `ipa_bits` bits.
+
+    Only the first vCPU is measured, as the others are off; `ipa_bits` is measured.  Raises `LaunchError`.
+    """
+    if not 1 <= vcpus <= MAX_VCPUS:
+        raise LaunchError(f"a realm of {vcpus} vCPUs was asked for; give a number from 1 to {MAX_VCPUS}")
+    if not 32 <= ipa_bits <= RmmInfo().max_ipa_bits:
+        raise LaunchError(f"addresses of {ipa_bits} bits were asked for; there are 32 to {RmmInfo().max_ipa_bits}")
+    if image.firmware is not None:
+        steps, pc, x0 = _firmware(image)
+    elif image.kernel is not None:
+        steps, pc, x0 = _kernel(image)
+    else:
+        raise LaunchError("a realm needs a firmware or a kernel to start with")
+    end = max(step.gpa + step.size for step in steps)
+    regions = []
+    if steps[0].gpa < RAM_BASE:
+        regions.append(MemoryRegion(steps[0].gpa, steps[0].size))
+        end = RAM_BASE
+    regions.append(MemoryRegion(RAM_BASE, -(-end // RAM_AFTER) * RAM_AFTER + RAM_AFTER - RAM_BASE))
+    if regions[-1].gpa + regions[-1].size > 1 << ipa_bits - 1:
+        raise LaunchError(f"the image takes memory up to {end:#x}, and the protected half ends at {1 << ipa_bits - 1:#x}")
+    notes = ("where things are loaded is the VMM's choice, and it's measured: another VMM's RIM may differ",)
+    return CcaPlan(image, tuple(steps), tuple(regions), vcpus, ipa_bits, pc, x0, notes)
+
+
+def _firmware(image: CcaImage) -> tuple[list[CcaStep], int, int]:
+    assert image.firmware is not None
+    if not 0 < len(image.firmware) <= FLASH_SIZE:
+        raise LaunchError(f"{image.name} has {len(image.firmware):#x} bytes; a firmware has 1 to {FLASH_SIZE:#x}")
+    return [CcaStep("firmware", 0, image.firmware)], 0, 0
+
+
+def _kernel(image: CcaImage) -> tuple[list[CcaStep], int, int]:
+    """The arm64 boot protocol: the kernel at its offset from a multiple of 2 MiB, X0 the address of the device tree."""
+    assert image.kernel is not None
+    if len(image.kernel) < 64 or image.kernel[56:60] != _ARM64_MAGIC:
+        raise LaunchError(f"{image.name} isn't an arm64 kernel image: it has no magic number at 0x38 (is it compressed?)")
+    offset, image_size = struct.unpack_from("<QQ", image.kernel, 8)
+    entry = RAM_BASE + KERNEL_OFFSET + offset
+    steps = [CcaStep("kernel", entry, image.kernel)]
+    if entry % PAGE_SIZE:
+        raise LaunchError(f"{image.name} wants to be at offset {offset:#x}, which isn't a whole number of pages")
+    if max(image_size, len(image.kernel)) + KERNEL_OFFSET + offset > INITRD_OFFSET:
+        raise LaunchError(f"{image.name} wants {image_size:#x} bytes from offset {offset:#x}; the initrd is in the way")
+    at = RAM_BASE + INITRD_OFFSET
+    if image.initrd is not None:
+        steps.append(CcaStep("initrd", at, image.initrd))
+        at = -(-(at + len(image.initrd)) // KERNEL_OFFSET) * KERNEL_OFFSET
+    x0 = 0
+    if image.dtb is not None:
+        steps.append(CcaStep("dtb", at, image.dtb))
+        x0 = at
+    return steps, entry, x0
+
+
+# Without a host
+
+
+def compute_rim(plan: CcaPlan, *, version: tuple[int, int] = (2, 0), info: RmmInfo | None = None) -> bytes:
+    """The RIM of `plan` without a host (simulated), by the rules of an RMM of `version`.
+
+    By those of 1.0 what becomes RAM is measured first, entry by entry of the tables, as its host does it.
+    """
+    info = info or RmmInfo()
+    params = rmi_realm_params(s2sz=plan.ipa_bits, num_bps=info.num_bps - 1, num_wps=info.num_wps - 1)
+    rim = Rim(params, measures_ripas=version < (2, 0))
+    for region in plan.regions:
+        for base, top in ripas_entries(region.gpa, region.gpa + region.size, start_level(plan.ipa_bits)):
+            rim.ripas(base, top)
+    for step in plan.steps:
+        whole = len(step.contents) // PAGE_SIZE * PAGE_SIZE
+        with memoryview(step.contents) as view, view[:whole] as pages:
+            rim.data(step.gpa, pages, measure=True)
+        if whole < step.size:
+            rim.data(step.gpa + whole, bytes(step.contents[whole:]).ljust(PAGE_SIZE, b"\0"), measure=True)
+    rim.rec(rmi_rec_params(flags=RecFlags.RUNNABLE, pc=plan.pc, gprs=(plan.x0, *(0,) * 7)))
+    return rim.value
+
+
+def ripas_entries(base: int, top: int, level: int) -> Iterator[tuple[int, int]]:
+    """The table entries that [base, top) consists of, where tables start at `level` and others come as they are missed."""
+    while base < top:
+        size = next(
+            size
+            for each in range(level, LAST_LEVEL + 1)
+            if not base % (size := entry_pages(each) * PAGE_SIZE) and base + size <= top
+        )
+        yield base, base + size
+        base += size
+
+
+# On a host
+
+
+class CcaLaunch:
+    """One realm, from creation to activation.  Close it, or use it in a ``with`` statement.
+
+    `calls` tells what was done, in order.  `measurement` is the RIM, which is simulated.
+    """
+
+    def __init__(self, kvm: Kvm, plan: CcaPlan, *, flow: str | None = None, progress: Progress | None = None) -> None:
+        self.kvm, self.plan = kvm, plan
+        self.profile: Profile = kvm.host.profile
+        self.flow = flow or "copy"
+        if self.flow not in FLOWS:
+            raise LaunchError(f"there is no flow {self.flow!r}; there are {' and '.join(FLOWS)}")
+        if self.flow != "copy":
+            raise LaunchError("the RMM copies a realm's contents from another page, never from the page itself; use copy")
+        if VmType.ARM_REALM not in self.profile.vm_types:
+            raise LaunchError(f"profile {self.profile.name} has no realms; use inplace-v13 or linux-7.3-cca")
+        if VmType.ARM_REALM not in kvm.host.vm_types:
+            raise LaunchError(f"the emulated machine is of platform {kvm.host.platform}, and a realm takes arm")
+        self.platform = kvm.host.rmm
+        self.calls: list[Call] = []
+        self._progress, self._done = progress, 0
+        self.vcpus: list[Vcpu] = []
+        self.vm: Vm
+        self.vmm: Vmm
+        self.measurement = b""
+
+    def run(self) -> bytes:
+        """Everything up to where the realm is active.  Returns the RIM (simulated)."""
+        self.create_vm()
+        self.create_memory()
+        for step in self.plan.steps:
+            self.populate(step)
+        self.activate()
+        return self.measurement
+
+    def create_vm(self) -> None:
+        """KVM_CREATE_VM, the GIC, the vCPUs: the first with its registers, the others off."""
+        self.vm = self.kvm.create_vm(VmType.ARM_REALM, self.plan.ipa_bits)
+        self.vmm = Vmm(self.kvm, self.vm, Backoff.none())
+        self._called("KVM_CREATE_VM", f"type {VmType.ARM_REALM:#x}, a realm; {self.plan.ipa_bits} bits of address")
+        self.vm.cca.create_vgic()
+        for index in range(self.plan.vcpus):
+            self.vcpus.append(self.vm.cca.create_vcpu(index, power_off=index > 0))
+        set_reg(self.vcpus[0], _PC, self.plan.pc)
+        set_reg(self.vcpus[0], _X0, self.plan.x0)
+        self._called("KVM_ARM_VCPU_INIT", f"{len(self.vcpus)} vCPUs, PC {self.plan.pc:#x}, X0 {self.plan.x0:#x}")
+
+    def create_memory(self) -> None:
+        """A guest_memfd and a slot for each region; contents will come from other memory."""
+        what = self.profile.shared_at_first_words
+        for region in self.plan.regions:
+            self.vmm.add_memory(region.gpa, region.size, mapped=False)
+            self._called("KVM_CREATE_GUEST_MEMFD", f"{region.size:#x} bytes, {what}, bound at {region.gpa:#x}")
+
+    def populate(self, step: CcaStep) -> None:
+        """Conversion, then KVM_ARM_RMI_POPULATE from elsewhere."""
+        block = self.vmm.block_at(step.gpa)
+        offset = step.gpa - block.gpa
+        block.buffer[offset : offset + len(step.contents)] = step.contents
+        source = block.buffer.address + offset
+        try:
+            self.vmm.convert(step.gpa, step.size, private=True)
+            populate_cca(self.vm.cca, step.gpa, step.size, source)
+        except (VmmError, OSError) as error:
+            raise LaunchError(f"POPULATE of {step.name} at {step.gpa:#x} failed: {error}") from error
+        self._called(f"KVM_ARM_RMI_POPULATE {step.name}", f"{step.pages} pages measured at {step.gpa:#x}, from {source:#x}")
+        self._done += step.pages
+        if self._progress is not None:
+            self._progress(self._done, self.plan.pages)
+
+    def activate(self) -> None:
+        """The first KVM_RUN, which comes back at once: RECs, RIPAS, activation."""
+        vcpu = self.vcpus[0]
+        try:
+            vcpu.run(lambda cpu: None)
+        except OSError as error:
+            raise LaunchError(f"the realm couldn't be activated: {error}") from error
+        self.measurement = self.arch.platform.rmm.realms[self.arch.rd].measurement
+        self._called("KVM_RUN", "RECs created, memory slots are RAM, realm active; the RIM is final")
+
+    @property
+    def arch(self) -> CcaVm:
+        """What KVM knows of the realm, on a machine with no other VM."""
+        from ..kvm.arch.cca import CcaVm
+
+        [vm] = self.kvm.host.vms
+        assert isinstance(vm.arch, CcaVm)
+        return vm.arch
+
+    def pages_by_state(self) -> dict[str, int]:
+        """How many 4 KiB pages of the protected half are assigned, by RIPAS."""
+        return self.arch.pages_by_state()
+
+    def close(self) -> None:
+        """Take the VM down."""
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vmm.close()
+        self.vm.close()
+
+    def _called(self, name: str, effect: str) -> None:
+        self.calls.append(Call(name, effect))
+
+    def __enter__(self) -> CcaLaunch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if hasattr(self, "vm"):
+            self.close()
+
+
+def measure_cca(
+    plan: CcaPlan,
+    *,
+    version: tuple[int, int] = (2, 0),
+    progress: Progress | None = None,
+    profile: str | Profile | None = None,
+) -> bytes:
+    """The RIM of `plan` (simulated), by a launch on an emulated host of its own; by the rules of RMM 1.0 it's computed."""
+    from ..profiles import DEFAULT
+
+    if version < (2, 0):
+        return compute_rim(plan, version=version)
+    with Kvm.open(profile or DEFAULT, platform="arm") as kvm, CcaLaunch(kvm, plan, progress=progress) as launch:
+        return launch.run()
