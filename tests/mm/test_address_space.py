@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
+from gmemu.hw.memory import PAGE_SHIFT
 from gmemu.mm.address_space import AddressSpace
 from gmemu.rules import BusError, SegmentationFault
 from gmemu.uapi.mman import PROT_NONE, PROT_READ, PROT_WRITE
@@ -18,11 +19,11 @@ from .machine import PAGE, RW, Machine, address, refusal
 class TestPlacement:
     def test_mappings_go_downward_and_fill_gaps(self, machine: Machine) -> None:
         process = machine.process()
-        first, second, third = (machine.map(process, 4) for _ in range(3))
+        first, second, third = (machine.map(process, 4, prot=prot) for prot in (RW, PROT_NONE, RW))
         assert first.start == second.start + 4 == third.start + 8
         machine.unmap(process, second.start, second.end)
-        assert machine.map(process, 8).end == third.start
-        assert machine.map(process, 4).start == second.start
+        assert machine.map(process, 8, prot=PROT_READ).end == third.start
+        assert machine.map(process, 4, prot=PROT_READ).start == second.start
 
     def test_find_vma_and_overlapping(self, machine: Machine) -> None:
         mm = machine.process().mm
@@ -40,9 +41,12 @@ class TestPlacement:
         process = machine.process()
         vma = machine.map(process, 4)
         process.mm.write(address(vma), b"old" * PAGE)
-        process.mm.map_region(vma.start + 1, 2, RW, False, None, 0)
+        start = vma.start + 1
+        process.mm.map_region(start, 2, PROT_READ, False, None, 0)
         assert len(process.mm.vmas) == 3
-        assert process.mm.read(address(vma, 1), 3) == bytes(3)
+        assert process.mm.read(start << PAGE_SHIFT, 3) == bytes(3)
+        process.mm.map_region(start, 2, RW, False, None, 0)
+        assert len(process.mm.vmas) == 1
 
 
 class TestSplitting:

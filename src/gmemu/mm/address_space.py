@@ -20,11 +20,13 @@ from ..uapi.mman import GUP_PIN_COUNTING_BIAS, PROT_EXEC, PROT_WRITE
 from .file import File, fput
 from .filemap import PageCache
 from .page import Memmap
+from .vma import VM_ACCOUNT, VM_NORESERVE, vma_merge
 
 __all__ = ["AddressSpace", "MmuNotifier", "Pte", "Vma"]
 
 TASK_SIZE_PAGES = (1 << 47 >> PAGE_SHIFT) - 1
 MMAP_BASE_PAGES = 0x7F0000000000 >> PAGE_SHIFT
+MMAP_MIN_PAGES = 16
 ZERO_PAGE = None
 
 Pte = tuple[int | None, bool | None]
@@ -42,7 +44,21 @@ class MmuNotifier(Protocol):
 class Vma:
     """A mapping of [start, end) pages: of file pages from `pgoff`, or of anonymous memory."""
 
-    __slots__ = ("dont_copy", "end", "file", "locked", "mapping", "mm", "pgoff", "prot", "shared", "start", "wipe_on_fork")
+    __slots__ = (
+        "anon_vma",
+        "dont_copy",
+        "end",
+        "file",
+        "flags",
+        "locked",
+        "mapping",
+        "mm",
+        "pgoff",
+        "prot",
+        "shared",
+        "start",
+        "wipe_on_fork",
+    )
 
     def __init__(
         self, mm: AddressSpace, start: int, end: int, prot: int, shared: bool, file: File | None, pgoff: int
@@ -50,7 +66,11 @@ class Vma:
         self.mm, self.start, self.end, self.prot, self.shared = mm, start, end, prot, shared
         self.file, self.pgoff = file, pgoff
         self.mapping: PageCache | None = None
+        self.anon_vma = False
+        """there are, or were, pages of the process's own in it"""
         self.dont_copy = self.wipe_on_fork = self.locked = False
+        self.flags = 0
+        """VM_* of `vma`: what only tells mappings apart"""
 
     def pages_of(self, start: int, end: int) -> tuple[int, int]:
         """Where file pages [start, end) are mapped here: virtual pages; nowhere if the first isn't below the last."""
@@ -92,8 +112,13 @@ class AddressSpace:
         """Every mapping that meets [start, end), in order."""
         return [vma for vma in self.vmas if vma.start < end and start < vma.end]
 
-    def get_unmapped_area(self, pages: int) -> int:
-        """The highest free range below the mmap base: its first page.  Raises ENOMEM (`mm.mmap.space`)."""
+    def get_unmapped_area(self, pages: int, hint: int = 0) -> int:
+        """At page `hint` if that's free, else the highest free range below the mmap base: its first page.
+
+        Raises ENOMEM (`mm.mmap.space`).
+        """
+        if hint >= MMAP_MIN_PAGES and hint + pages <= TASK_SIZE_PAGES and not self.overlapping(hint, hint + pages):
+            return hint
         end = MMAP_BASE_PAGES
         for vma in reversed(self.vmas):
             if vma.start >= MMAP_BASE_PAGES:
@@ -101,24 +126,49 @@ class AddressSpace:
             if end - vma.end >= pages:
                 break
             end = vma.start
-        if end < pages + 16:
+        if end < pages + MMAP_MIN_PAGES:
             raise rules.MMAP_SPACE(f"{pages} pages asked")
         return end - pages
 
-    def map_region(self, start: int, pages: int, prot: int, shared: bool, file: File | None, pgoff: int) -> Vma:
-        """mmap_region(): make the mapping.  What was there goes first, so a file that then refuses leaves a gap.
+    def map_region(
+        self,
+        start: int,
+        pages: int,
+        prot: int,
+        shared: bool,
+        file: File | None,
+        pgoff: int,
+        *,
+        locked: bool = False,
+        reserve: bool = True,
+    ) -> Vma:
+        """mmap_region(): make the mapping, or a neighbour longer.  What was there goes first: who refuses leaves a gap.
 
         The caller holds mmap_lock for writing.
         """
-        vma = Vma(self, start, start + pages, prot, shared, file, pgoff)
+        vma = Vma(self, start, start + pages, prot, shared, file, pgoff if file is not None else start)
+        vma.locked = locked
+        if not reserve:
+            vma.flags |= VM_NORESERVE
+        self._account(vma)
         self.unmap_region(start, start + pages)
         if file is not None:
             file.mmap(vma)
             file.get()
-        self._link(vma)
-        return vma
+        self.link(vma)
+        vma_merge(self, vma.start, vma.end)
+        merged = self.find_vma(start)
+        assert merged is not None
+        return merged
 
-    def _link(self, vma: Vma) -> None:
+    @staticmethod
+    def _account(vma: Vma) -> None:
+        """accountable_mapping(): private memory that may be written counts as committed from then on."""
+        if not vma.shared and vma.prot & PROT_WRITE and not vma.flags & VM_NORESERVE:
+            vma.flags |= VM_ACCOUNT
+
+    def link(self, vma: Vma) -> None:
+        """vma_link(): it's there for faults, and for whoever unmaps pages of its file."""
         insort(self.vmas, vma)
         if vma.mapping is not None:
             with vma.mapping.i_mmap_rwsem.exclusive:
@@ -127,7 +177,7 @@ class AddressSpace:
     def unmap_region(self, start: int, end: int) -> None:
         """do_vmi_munmap(): take [start, end) pages out, splitting mappings at its ends."""
         for whole in self.overlapping(start, end):
-            vma = self._isolate(whole, max(whole.start, start), min(whole.end, end))
+            vma = self.isolate(whole, max(whole.start, start), min(whole.end, end))
             self.vmas.remove(vma)
             self.zap_page_range(vma.start, vma.end)
             if vma.mapping is not None:
@@ -136,7 +186,7 @@ class AddressSpace:
             if vma.file is not None:
                 fput(self.rt, vma.file)
 
-    def _isolate(self, vma: Vma, start: int, end: int) -> Vma:
+    def isolate(self, vma: Vma, start: int, end: int) -> Vma:
         """__split_vma() at both ends: `vma` becomes [start, end), and what else it covered mappings of their own.
 
         The file sees all of it at once, so nobody who looks for mappings of a page misses one.
@@ -163,6 +213,7 @@ class AddressSpace:
         part = Vma(self, start, end, vma.prot, vma.shared, vma.file, vma.pgoff + start - vma.start)
         part.mapping, part.locked = vma.mapping, vma.locked and vma.mm is self
         part.dont_copy, part.wipe_on_fork = vma.dont_copy, vma.wipe_on_fork
+        part.anon_vma, part.flags = vma.anon_vma, vma.flags
         if part.file is not None:
             part.file.get()
         return part
@@ -173,27 +224,36 @@ class AddressSpace:
         Raises ENOMEM (`mm.mprotect.unmapped`), EACCES (`mm.mprotect.access`).
         """
         at = start
-        for vma in self.overlapping(start, end):
-            if vma.start > at:
-                break
+        while at < end:
+            vma = self.find_vma(at)
+            if vma is None:
+                raise rules.MPROTECT_UNMAPPED(f"address {at << PAGE_SHIFT:#x}")
             if prot & PROT_EXEC and vma.file is not None and vma.file.noexec:
                 raise rules.MPROTECT_ACCESS(f"{vma}")
-            at = min(vma.end, end)
-            self._protect_vma(self._isolate(vma, max(vma.start, start), at), prot)
-        if at < end:
-            raise rules.MPROTECT_UNMAPPED(f"address {at << PAGE_SHIFT:#x}")
+            stop = min(vma.end, end)
+            self._protect_vma(self.isolate(vma, at, stop), prot)
+            vma_merge(self, at, stop)
+            at = stop
 
     def set_at_fork(
         self, vma: Vma, start: int, end: int, *, dont_copy: bool | None = None, wipe: bool | None = None
     ) -> None:
         """VM_DONTCOPY and VM_WIPEONFORK of a mapping's pages [start, end): a child won't have them, or finds zeroes."""
-        part = self._isolate(vma, start, end)
+        part = self.isolate(vma, start, end)
         part.dont_copy = part.dont_copy if dont_copy is None else dont_copy
         part.wipe_on_fork = part.wipe_on_fork if wipe is None else wipe
+        vma_merge(self, start, end)
+
+    def set_flags(self, vma: Vma, start: int, end: int, flags: int) -> None:
+        """vma_modify_flags(): the `flags` of a mapping's pages [start, end)."""
+        if flags != vma.flags:
+            self.isolate(vma, start, end).flags = flags
+            vma_merge(self, start, end)
 
     def _protect_vma(self, vma: Vma, prot: int) -> None:
         """mprotect_fixup(): every entry is kept; the next write has to fault."""
         vma.prot = prot
+        self._account(vma)
         with self._notified(vma.start, vma.end), self.page_table_lock:
             self.rt.writes_each(("pte", self), vma.start, vma.end)
             for s, e, (delta, _) in list(self.ptes.runs(vma.start, vma.end)):
@@ -244,6 +304,21 @@ class AddressSpace:
                 if delta is not ZERO_PAGE:
                     self.memmap.unmap(s + delta, e - s)
 
+    def move_page_tables(self, start: int, end: int, to: int) -> None:
+        """move_page_tables(): the entries of [start, end) pages, and their references, are from `to` on now.
+
+        The caller holds mmap_lock for writing and a file's i_mmap_rwsem, so that nobody who unmaps pages of it misses one.
+        """
+        shift = to - start
+        self.hwpoison = {vpn + shift if start <= vpn < end else vpn for vpn in self.hwpoison}
+        with self._notified(start, end), self.page_table_lock:
+            self.rt.writes_each(("pte", self), start, end)
+            self.rt.writes_each(("pte", self), to, to + end - start)
+            moved = list(self.ptes.runs(start, end))
+            self.ptes.clear(start, end)
+            for s, e, (delta, writable) in moved:
+                self.ptes.set(s + shift, e + shift, (delta if delta is ZERO_PAGE else delta - shift, writable))
+
     def _notified(self, start: int, end: int) -> AbstractContextManager[None]:
         return _Notified([n.invalidate_range(start, end) for n in self.notifiers])
 
@@ -291,7 +366,7 @@ class AddressSpace:
             if entry is None and vma.file is not None:
                 self._fault_file(vma, vma.file, vpn, count, write, address)
             elif entry is None and write:
-                self._fault_anonymous(vpn, count)
+                self._fault_anonymous(vma, vpn, count)
             elif entry is None:
                 self._fault_zero_page(vpn)
             elif vma.shared:
@@ -338,8 +413,9 @@ class AddressSpace:
                 self.ptes.set(vpn, vpn + 1, new)
         return same
 
-    def _fault_anonymous(self, vpn: int, count: int) -> None:
+    def _fault_anonymous(self, vma: Vma, vpn: int, count: int) -> None:
         """do_anonymous_page() for writing: zeroed pages of this process's own."""
+        vma.anon_vma = True
         _, end, _ = self.ptes.run(vpn)
         for pfn, have in self.memmap.alloc(min(count, end - vpn, max(self.memmap.nr_free, 1))):
             self.memory.clear(pfn, have)
@@ -359,6 +435,7 @@ class AddressSpace:
             self._replace(vpn, entry, (delta, True))
             return
         [(pfn, _)] = self.memmap.alloc(1)
+        vma.anon_vma = True
         self.memory.clear(pfn, 1)
         if delta is not ZERO_PAGE:
             self.memory.copy(pfn, vpn + delta, 1)
@@ -455,7 +532,7 @@ class AddressSpace:
                 for vma in self.vmas:
                     if vma.dont_copy:
                         continue
-                    child._link(child._part(vma, vma.start, vma.end))
+                    child.link(child._part(vma, vma.start, vma.end))
                     if not vma.shared and not vma.wipe_on_fork:
                         self._fork_private(child, vma)
             except BaseException:

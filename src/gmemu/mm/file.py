@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..rangemap import RangeMap
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["File", "Inode", "Stat", "fput", "vfs_fallocate"]
 
 S_IFREG = 0o100000
+S_IFIFO = 0o010000
 
 
 class Stat(NamedTuple):
@@ -53,6 +54,12 @@ class File:
     """On a mount that refuses PROT_EXEC."""
     gate: RangeMap[int] | None = None
     """file page -> not 0 if processes may not touch it now, for files that refuse some of their pages"""
+    can_read = can_write = True
+    """FMODE_READ, FMODE_WRITE."""
+    positioned = False
+    """FMODE_PREAD and FMODE_PWRITE: calls may say where."""
+    position = 0
+    """f_pos (bytes)."""
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
@@ -119,11 +126,20 @@ class File:
         """pwrite64()."""
         raise rules.NO_SEEK(f"pwrite to {self.name}")
 
+    def splice_read(self, position: int, length: int) -> tuple[int, int, int] | None:
+        """f_op->splice_read(), one page of it: (pfn, offset, length) of bytes from `position` on, with a reference that the
+        caller takes over.  None at the end of the file."""
+        raise rules.NO_SPLICE(f"from {self.name}")
+
+    def check_splice_write(self) -> None:
+        """Whether there's an f_op->splice_write(), which is `pwrite` for who has one."""
+        raise rules.NO_SPLICE(f"to {self.name}")
+
     def truncate(self, size: int) -> None:
         """ftruncate()."""
         raise rules.NO_TRUNCATE(f"ftruncate of {self.name}")
 
-    def fsync(self) -> NoReturn:
+    def fsync(self) -> None:
         """fsync()."""
         raise rules.NO_FSYNC(f"fsync of {self.name}")
 
@@ -152,6 +168,10 @@ def vfs_fallocate(file: File, mode: int, offset: int, length: int) -> None:
         or (kind in (collapse, insert, write_zeroes) and mode & keep_size)
     ):
         raise rules.FALLOC_MODE(f"mode {mode:#x}")
+    if not file.can_write:
+        raise rules.FILE_MODE(f"fallocate of {file.name}")
+    if file.inode.mode & 0o170000 == S_IFIFO:
+        raise rules.FALLOC_PIPE(file.name)
     if file.inode.mode & 0o170000 != S_IFREG:
         raise rules.FALLOC_TYPE(file.name)
     if offset + length > (1 << 63) - 1:

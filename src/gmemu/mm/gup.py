@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from ..hw.memory import PAGE_SHIFT
-from ..rules import MemoryFault
+from ..rules import KernelError, MemoryFault
 from ..rules import mm as rules
-from ..uapi.mman import FOLL_HWPOISON, FOLL_PIN, FOLL_WRITE, GUP_PIN_COUNTING_BIAS
+from ..uapi.mman import FOLL_HWPOISON, FOLL_PIN, FOLL_WRITE, GUP_PIN_COUNTING_BIAS, PROT_READ, PROT_WRITE
 from .address_space import AddressSpace
 
-__all__ = ["get_user_pages_fast", "put_pages"]
+__all__ = ["get_user_pages_fast", "mm_populate", "pin_user_pages_remote", "put_pages"]
 
 
 def get_user_pages_fast(mm: AddressSpace, address: int, count: int, flags: int = 0) -> list[tuple[int, int]]:
@@ -29,6 +29,41 @@ def get_user_pages_fast(mm: AddressSpace, address: int, count: int, flags: int =
         put_pages(mm, runs, flags)
         raise
     return runs
+
+
+def pin_user_pages_remote(mm: AddressSpace, address: int, flags: int = 0) -> int:
+    """pin_user_pages_remote() of the page at user `address` (page aligned, bytes): its page frame, pinned.
+
+    Unlike the fast way it asks the mapping first (check_vma_flags), so what may be written and not read can't be read.
+    Raises as `get_user_pages_fast` does.
+    """
+    with mm.mmap_lock.shared:
+        _check_vma(mm, address >> PAGE_SHIFT, flags)
+    [(pfn, _)] = get_user_pages_fast(mm, address, 1, flags | FOLL_PIN)
+    return pfn
+
+
+def mm_populate(mm: AddressSpace, start: int, end: int) -> None:
+    """__mm_populate(): fault in what is mapped of pages [start, end), for writing where that makes private copies.
+
+    Raises EFAULT (`mm.gup.fault`) and ENOMEM (`mm.page.oom`) at the first page that can't be had.
+    """
+    at = start
+    while at < end:
+        with mm.mmap_lock.shared:
+            vma = next(iter(mm.overlapping(at, end)), None)
+        if vma is None:
+            return
+        if not vma.prot:
+            raise rules.GUP_FAULT(f"{vma} under PROT_NONE")
+        at, stop = max(at, vma.start), min(end, vma.end)
+        write = not vma.shared and bool(vma.prot & PROT_WRITE)
+        try:
+            for _ in mm.translate(at << PAGE_SHIFT, stop - at << PAGE_SHIFT, write):
+                pass
+        except MemoryFault as fault:
+            raise _errno_of(fault, 0) from fault
+        at = stop
 
 
 def put_pages(mm: AddressSpace, runs: list[tuple[int, int]], flags: int = 0) -> None:
@@ -57,12 +92,26 @@ def _get_run(mm: AddressSpace, vpn: int, count: int, flags: int) -> tuple[int, i
 
 
 def _fault_in(mm: AddressSpace, vpn: int, count: int, write: bool, flags: int) -> None:
-    """faultin_page(), and vm_fault_to_errno() for what comes of it."""
+    """faultin_page()."""
     try:
-        mm.handle_mm_fault(vpn, count, write, vpn << PAGE_SHIFT)
+        with mm.mmap_lock.shared:
+            _check_vma(mm, vpn, flags)
+            mm.fault_locked(vpn, mm.rt.batch(count), write, vpn << PAGE_SHIFT)
     except MemoryFault as fault:
-        if fault.rule is rules.FAULT_OOM:
-            raise rules.OUT_OF_MEMORY(str(fault)) from fault
-        if fault.rule is rules.POISONED and flags & FOLL_HWPOISON:
-            raise rules.GUP_POISON(f"address {fault.address:#x}") from fault
-        raise rules.GUP_FAULT(str(fault)) from fault
+        raise _errno_of(fault, flags) from fault
+
+
+def _check_vma(mm: AddressSpace, vpn: int, flags: int) -> None:
+    """check_vma_flags()."""
+    vma = mm.find_vma(vpn)
+    if vma is None or not vma.prot & (PROT_WRITE if flags & FOLL_WRITE else PROT_READ):
+        raise rules.GUP_FAULT(f"address {vpn << PAGE_SHIFT:#x}, {vma or 'unmapped'}")
+
+
+def _errno_of(fault: MemoryFault, flags: int) -> KernelError:
+    """vm_fault_to_errno()."""
+    if fault.rule is rules.FAULT_OOM:
+        return rules.OUT_OF_MEMORY(str(fault))
+    if fault.rule is rules.POISONED and flags & FOLL_HWPOISON:
+        return rules.GUP_POISON(f"address {fault.address:#x}")
+    return rules.GUP_FAULT(str(fault))

@@ -18,6 +18,7 @@ from .address_space import AddressSpace, Vma
 from .file import vfs_fallocate
 from .gup import get_user_pages_fast
 from .memory_failure import memory_failure
+from .vma import VM_DONTDUMP, VM_HUGEPAGE, VM_MERGEABLE, VM_NOHUGEPAGE, VM_RAND_READ, VM_SEQ_READ
 
 __all__ = ["do_madvise"]
 
@@ -31,6 +32,18 @@ _AT_FORK: dict[int, tuple[bool | None, bool | None]] = {
     mman.MADV_KEEPONFORK: (None, False),
 }
 """What becomes of VM_DONTCOPY and VM_WIPEONFORK."""
+_FLAGS = {
+    mman.MADV_NORMAL: (0, VM_RAND_READ | VM_SEQ_READ),
+    mman.MADV_RANDOM: (VM_RAND_READ, VM_SEQ_READ),
+    mman.MADV_SEQUENTIAL: (VM_SEQ_READ, VM_RAND_READ),
+    mman.MADV_DONTDUMP: (VM_DONTDUMP, 0),
+    mman.MADV_DODUMP: (0, VM_DONTDUMP),
+    mman.MADV_MERGEABLE: (VM_MERGEABLE, 0),
+    mman.MADV_UNMERGEABLE: (0, VM_MERGEABLE),
+    mman.MADV_HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+    mman.MADV_NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+}
+"""Advice that only marks the mapping: what it sets, and what it clears."""
 _NOT_LOCKED = {mman.MADV_DONTNEED, mman.MADV_FREE, mman.MADV_COLD, mman.MADV_PAGEOUT}
 
 
@@ -54,7 +67,7 @@ def do_madvise(mm: AddressSpace, address: int, length: int, advice: int) -> None
         for vma, start, stop in _parts(mm, first, last):
             _remove(vma, start, stop)
     else:
-        with mm.mmap_lock.exclusive if advice in _AT_FORK else mm.mmap_lock.shared:
+        with mm.mmap_lock.exclusive if advice in _AT_FORK or advice in _FLAGS else mm.mmap_lock.shared:
             for vma, start, stop in _parts(mm, first, last):
                 _advise(vma, start, stop, advice)
 
@@ -87,6 +100,9 @@ def _advise(vma: Vma, start: int, end: int, advice: int) -> None:
     if advice in _AT_FORK:
         dont_copy, wipe = _AT_FORK[advice]
         vma.mm.set_at_fork(vma, start, end, dont_copy=dont_copy, wipe=wipe)
+    elif advice in _FLAGS and not (vma.shared and advice == mman.MADV_MERGEABLE):
+        more, fewer = _FLAGS[advice]
+        vma.mm.set_flags(vma, start, end, vma.flags & ~fewer | more)
 
 
 def _remove(vma: Vma, start: int, end: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from ..hw.memory import PAGE_SHIFT, PhysicalMemory
 from ..invariants import InvariantViolation
@@ -21,6 +21,8 @@ from ..uapi.mman import GUP_PIN_COUNTING_BIAS
 if TYPE_CHECKING:
     from .address_space import AddressSpace
     from .filemap import PageCache
+    from .pipe import Pipe
+    from .process import Process
 
 __all__ = ["Memmap"]
 
@@ -46,7 +48,10 @@ class Memmap:
         self.mmlist: WeakSet[AddressSpace] = WeakSet()
         """every address space, for those who check what must hold in all of them"""
         self.nr_mms = 0
+        self.processes: WeakValueDictionary[int, Process] = WeakValueDictionary()
+        """every process that hasn't exited, by number"""
         self.caches: WeakSet[PageCache] = WeakSet()
+        self.pipes: WeakSet[Pipe] = WeakSet()
         self._locks: dict[int, Lock] = {}
         self._free: list[tuple[int, int]] = []
         self._next = 1

@@ -26,6 +26,7 @@ class Process:
         Process._next_pid += 1
         self.pid = Process._next_pid
         self.mm, self.rt = mm, mm.rt
+        mm.memmap.processes[self.pid] = self
         self.files: dict[int, File] = {}
         self.nofile = RLIMIT_NOFILE
         self._lowest = 3
@@ -106,6 +107,7 @@ class Process:
 
     def exit(self) -> None:
         """do_exit(): mappings go before files, as in the kernel."""
+        self.mm.memmap.processes.pop(self.pid, None)
         self.mm.exit()
         self.rt.task_work_run()
         for fd in sorted(self.files):

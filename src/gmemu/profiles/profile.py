@@ -67,6 +67,8 @@ class Profile(NamedTuple):
     file_name: str
     anon_inodes_noexec: bool
     """Files of KVM's own can't be mapped PROT_EXEC, whatever else would be said to it."""
+    mremap_moves_many: bool
+    """mremap() that only moves takes several mappings at once."""
     vcpu_encrypt_op: bool
     """KVM_MEMORY_ENCRYPT_OP is known on a vCPU, as TDX has commands for one."""
     snp_policy_bits: int

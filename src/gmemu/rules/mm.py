@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from errno import (
     EACCES,
+    EAGAIN,
     EBADF,
     EBUSY,
     EEXIST,
@@ -20,7 +21,9 @@ from errno import (
     EOPNOTSUPP,
     EOVERFLOW,
     EPERM,
+    EPIPE,
     ESPIPE,
+    ESRCH,
 )
 
 from ..uapi.errno import EHWPOISON
@@ -43,6 +46,9 @@ NO_DEVICE_BEHIND = rule(
     "fs.open.no-device", ENXIO, "an anonymous inode can't be opened again through /proc", "fs/libfs.c: alloc_anon_inode()"
 )
 NOT_AN_IOCTL = rule("fs.ioctl.unknown", ENOTTY, "the file must know the ioctl", "fs/ioctl.c: vfs_ioctl()")
+FILE_MODE = rule(
+    "fs.mode", EBADF, "the file must be open for what is to be done, reading or writing", "fs/read_write.c: vfs_read()"
+)
 NO_READ = rule("fs.read.unsupported", EINVAL, "the file must support read and write", "fs/read_write.c: vfs_read()")
 NEGATIVE_OFFSET = rule("fs.seek.negative", EINVAL, "the position must not be negative", "fs/read_write.c: ksys_pread64()")
 NO_SEEK = rule("fs.seek.unsupported", ESPIPE, "the file must have positions", "fs/read_write.c: ksys_pread64()")
@@ -61,10 +67,39 @@ FALLOC_MODE = rule(
 FALLOC_TYPE = rule(
     "fs.fallocate.type", ENODEV, "fallocate needs a regular file or a block device", "fs/open.c: vfs_fallocate()"
 )
+FALLOC_PIPE = rule("fs.fallocate.pipe", ESPIPE, "a pipe has no ranges", "fs/open.c: vfs_fallocate()")
 FALLOC_LIMIT = rule(
     "fs.fallocate.limit", EFBIG, "the range must end within the file system's largest file", "fs/open.c: vfs_fallocate()"
 )
 FALLOC_NONE = rule("fs.fallocate.unsupported", EOPNOTSUPP, "the file must support fallocate", "fs/open.c: vfs_fallocate()")
+
+# Pipes
+
+PIPE_READERS = rule("fs.pipe.readers", EPIPE, "somebody must have the pipe open for reading", "fs/pipe.c: anon_pipe_write()")
+PIPE_FULL = rule(
+    "fs.pipe.full", EAGAIN, "the pipe must have room, if the call isn't to wait", "fs/splice.c: wait_for_space()"
+)
+PIPE_EMPTY = rule(
+    "fs.pipe.empty", EAGAIN, "there must be something to read, if the call isn't to wait", "fs/pipe.c: anon_pipe_read()"
+)
+SPLICE_FLAGS = rule("fs.splice.flags", EINVAL, "only SPLICE_F_* may be set", "fs/splice.c: splice(), vmsplice()")
+SPLICE_NO_PIPE = rule("fs.splice.no-pipe", EBADF, "the file must be a pipe", "fs/splice.c: vmsplice_to_pipe()")
+SPLICE_PIPES = rule("fs.splice.pipes", EINVAL, "one of the two files must be a pipe", "fs/splice.c: do_splice()")
+SPLICE_SELF = rule("fs.splice.self", EINVAL, "a pipe can't be spliced into itself", "fs/splice.c: do_splice()")
+SPLICE_PIPE_OFFSET = rule("fs.splice.pipe-offset", ESPIPE, "a pipe has no position", "fs/splice.c: __do_splice()")
+SPLICE_POSITION = rule(
+    "fs.splice.position", EINVAL, "a position may be given only for a file that has positions", "fs/splice.c: do_splice()"
+)
+SPLICE_AREA = rule(
+    "fs.splice.area", EINVAL, "position and length must not be negative, nor their sum", "fs/read_write.c: rw_verify_area()"
+)
+NO_SPLICE = rule(
+    "fs.splice.unsupported", EINVAL, "the file must support splice", "fs/splice.c: do_splice_read(), do_splice_from()"
+)
+IOVEC_COUNT = rule("mm.iovec.count", EINVAL, "there may be 1024 parts at most", "lib/iov_iter.c: iovec_from_user()")
+IOVEC_LENGTH = rule(
+    "mm.iovec.length", EINVAL, "the length of a part must not be negative", "lib/iov_iter.c: copy_iovec_from_user()"
+)
 
 # Mappings
 
@@ -98,6 +133,12 @@ MMAP_VALIDATE = rule(
     "mm/mmap.c: do_mmap()",
 )
 MMAP_GROWS = rule("mm.mmap.grows", EINVAL, "a file or shared mapping can't be MAP_GROWSDOWN", "mm/mmap.c: do_mmap()")
+MMAP_MODE = rule(
+    "mm.mmap.mode",
+    EACCES,
+    "the file must be open for reading, and to be written by a shared mapping for writing too",
+    "mm/mmap.c: do_mmap()",
+)
 MMAP_NOEXEC = rule("mm.mmap.noexec", EPERM, "PROT_EXEC isn't allowed on a file of a noexec mount", "mm/mmap.c: do_mmap()")
 MMAP_UNSUPPORTED = rule("mm.mmap.unsupported", ENODEV, "the file must support mmap", "mm/mmap.c: do_mmap()")
 MUNMAP_RANGE = rule(
@@ -152,6 +193,63 @@ MPROTECT_ACCESS = rule(
 MPROTECT_UNMAPPED = rule(
     "mm.mprotect.unmapped", ENOMEM, "the whole range must be mapped", "mm/mprotect.c: do_mprotect_pkey()"
 )
+
+MREMAP_FLAGS = rule("mm.mremap.flags", EINVAL, "only MREMAP_* may be set", "mm/mremap.c: check_mremap_params()")
+MREMAP_MAYMOVE = rule(
+    "mm.mremap.maymove",
+    EINVAL,
+    "MREMAP_FIXED and _DONTUNMAP need MREMAP_MAYMOVE",
+    "mm/mremap.c: check_mremap_params()",
+)
+MREMAP_RESIZE = rule(
+    "mm.mremap.resize", EINVAL, "MREMAP_DONTUNMAP can't change the length", "mm/mremap.c: check_mremap_params()"
+)
+MREMAP_ADDRESS = rule(
+    "mm.mremap.address", EINVAL, "the old address must be page aligned", "mm/mremap.c: check_mremap_params()"
+)
+MREMAP_LENGTH = rule(
+    "mm.mremap.length", EINVAL, "the new length must be positive and fit in user space", "mm/mremap.c: check_mremap_params()"
+)
+MREMAP_TARGET = rule(
+    "mm.mremap.target",
+    EINVAL,
+    "the new address must be page aligned, in user space",
+    "mm/mremap.c: check_mremap_params()",
+)
+MREMAP_OVERLAP = rule(
+    "mm.mremap.overlap", EINVAL, "the old and the new range must not overlap", "mm/mremap.c: check_mremap_params()"
+)
+MREMAP_UNMAPPED = rule("mm.mremap.unmapped", EFAULT, "the old address must be mapped", "mm/mremap.c: check_prep_vma()")
+MREMAP_DUPLICATE = rule(
+    "mm.mremap.duplicate",
+    EINVAL,
+    "a mapping of which nothing is to be moved (old length 0) is doubled, and must be shared",
+    "mm/mremap.c: check_prep_vma()",
+)
+MREMAP_CROSSES = rule(
+    "mm.mremap.crosses",
+    EFAULT,
+    "the old range must lie in one mapping, unless Linux 6.17 or newer only moves it",
+    "mm/mremap.c: check_prep_vma()",
+)
+MREMAP_NO_ROOM = rule(
+    "mm.mremap.no-room",
+    ENOMEM,
+    "without MREMAP_MAYMOVE the old range must end with its mapping, and what it grows by be free",
+    "mm/mremap.c: expand_vma()",
+)
+MLOCK_WRAP = rule("mm.mlock.wrap", EINVAL, "the range must not wrap", "mm/mlock.c: apply_vma_lock_flags()")
+MLOCK_UNMAPPED = rule("mm.mlock.unmapped", ENOMEM, "the whole range must be mapped", "mm/mlock.c: apply_vma_lock_flags()")
+MLOCK_FAULT = rule(
+    "mm.mlock.fault",
+    ENOMEM,
+    "every page to be locked must be accessible",
+    "mm/mlock.c: __mlock_posix_error_return()",
+    advice="The range is locked all the same: it's populated afterwards.",
+)
+MLOCK_OOM = rule("mm.mlock.oom", EAGAIN, "there must be memory for the pages", "mm/mlock.c: __mlock_posix_error_return()")
+PROCESS_VM_FLAGS = rule("mm.process.flags", EINVAL, "there are no flags yet", "mm/process_vm_access.c: process_vm_rw()")
+NO_PROCESS = rule("mm.process.missing", ESRCH, "the process must exist", "mm/process_vm_access.c: process_vm_rw_core()")
 
 # Faults, by user space or on its behalf
 

@@ -10,7 +10,7 @@ died of is known, signal and address.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import EFAULT
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,22 @@ from typing import TYPE_CHECKING, Any
 from ..mm.file import Stat
 from ..rules import BusError, KernelError, MemoryFault, SegmentationFault, gmemu
 from ..uapi.kvm import ioctl_name
-from ..uapi.mman import O_CLOEXEC, O_RDWR
+from ..uapi.mman import O_CLOEXEC, O_NONBLOCK, O_RDWR
 from ..uapi.unistd import Sys, stat
 from .channel import BUFFER, AgentLost, Answer, Channel, ChildChannel, Op
 from .real import real_rule
 
 if TYPE_CHECKING:
     from ..hw.cpu import Guest
-    from ..mm.uaccess import UserPointer
+    from ..mm.uaccess import Iovec, UserPointer
 
 __all__ = ["AgentDoor"]
 
 Argument = int | bytes | bytearray | memoryview
 
 _CALL = struct.Struct("<BII6Q6I")
+_IOVEC = struct.Struct("<QQ")
+_FDS = struct.Struct("<ii")
 _LOAD = struct.Struct("<BQI")
 _STORE = struct.Struct("<BQ")
 _LONG = (1 << 64) - 1
@@ -42,6 +44,11 @@ _BUS_MCEERR_AO = 5
 
 _NAMES = {int(call): call.name.lower() for call in Sys}
 _PLAIN = (_NO_BUFFER,) * 6
+
+
+def _iov(parts: Sequence[Iovec]) -> bytes:
+    """The parts as the kernel wants them."""
+    return b"".join(_IOVEC.pack(address & _LONG, length & _LONG) for address, length in parts)
 
 
 class AgentDoor:
@@ -191,6 +198,27 @@ class AgentDoor:
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         return self.syscall(Sys.PWRITE64, fd, data[:BUFFER], min(len(data), BUFFER), offset)
 
+    def pipe(self) -> tuple[int, int]:
+        ends = bytearray(_FDS.size)
+        self.syscall(Sys.PIPE2, ends, O_CLOEXEC | O_NONBLOCK)
+        reads, writes = _FDS.unpack(ends)
+        return reads, writes
+
+    def splice(self, fd_in: int, off_in: UserPointer, fd_out: int, off_out: UserPointer, length: int, flags: int = 0) -> int:
+        return self.syscall(Sys.SPLICE, fd_in, off_in, fd_out, off_out, length, flags)
+
+    def vmsplice(self, fd: int, iov: Sequence[Iovec], flags: int = 0) -> int:
+        return self.syscall(Sys.VMSPLICE, fd, _iov(iov), len(iov), flags)
+
+    def getpid(self) -> int:
+        return self.syscall(Sys.GETPID)
+
+    def process_vm_readv(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        return self.syscall(Sys.PROCESS_VM_READV, pid, _iov(local), len(local), _iov(remote), len(remote), flags)
+
+    def process_vm_writev(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        return self.syscall(Sys.PROCESS_VM_WRITEV, pid, _iov(local), len(local), _iov(remote), len(remote), flags)
+
     # Memory
 
     def mmap(self, address: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
@@ -204,6 +232,15 @@ class AgentDoor:
 
     def madvise(self, address: int, length: int, advice: int) -> None:
         self.syscall(Sys.MADVISE, address, length, advice)
+
+    def mremap(self, address: int, old_length: int, new_length: int, flags: int, new_address: int = 0) -> int:
+        return self.syscall(Sys.MREMAP, address, old_length, new_length, flags, new_address)
+
+    def mlock(self, address: int, length: int) -> None:
+        self.syscall(Sys.MLOCK, address, length)
+
+    def munlock(self, address: int, length: int) -> None:
+        self.syscall(Sys.MUNLOCK, address, length)
 
     def load(self, address: int, length: int) -> bytes:
         parts = []

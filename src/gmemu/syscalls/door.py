@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..mm.file import Stat
-from ..mm.uaccess import UserPointer
+from ..mm.uaccess import Iovec, UserPointer
 
 __all__ = ["Door"]
 
@@ -70,6 +71,33 @@ class Door(Protocol):
 
     def memfd_create(self, name: str) -> int:
         """memfd_create(name, 0)."""
+
+    def pipe(self) -> tuple[int, int]:
+        """pipe2(O_CLOEXEC | O_NONBLOCK): the end to read from, and the end to write to."""
+
+    def splice(self, fd_in: int, off_in: UserPointer, fd_out: int, off_out: UserPointer, length: int, flags: int = 0) -> int:
+        """splice(): how many bytes.  An offset is an address, 8 bytes that stand for what is there, or 0 for none."""
+
+    def vmsplice(self, fd: int, iov: Sequence[Iovec], flags: int = 0) -> int:
+        """vmsplice(): how many bytes.  Without SPLICE_F_NONBLOCK it may wait for another process."""
+
+    def getpid(self) -> int:
+        """getpid()."""
+
+    def process_vm_readv(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        """process_vm_readv(): how many bytes."""
+
+    def process_vm_writev(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        """process_vm_writev(): how many bytes."""
+
+    def mremap(self, address: int, old_length: int, new_length: int, flags: int, new_address: int = 0) -> int:
+        """mremap(): the address of the mapping afterwards."""
+
+    def mlock(self, address: int, length: int) -> None:
+        """mlock()."""
+
+    def munlock(self, address: int, length: int) -> None:
+        """munlock()."""
 
     def load(self, address: int, length: int) -> bytes:
         """Not a call: the program reads its memory.  Raises `BusError` or `SegmentationFault`."""

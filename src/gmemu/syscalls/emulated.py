@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from ..hw.cpu import Guest
@@ -11,12 +12,19 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..kvm.device import KvmDeviceFile
 from ..kvm.host import Host
 from ..kvm.vcpu import VcpuFile
-from ..mm.address_space import TASK_SIZE_PAGES
+from ..mm.address_space import TASK_SIZE_PAGES, AddressSpace
 from ..mm.file import S_IFREG, File, Stat, fput, vfs_fallocate
+from ..mm.gup import mm_populate
 from ..mm.madvise import do_madvise
+from ..mm.mlock import do_mlock, do_munlock
+from ..mm.mremap import Remap, do_mremap, do_mremap_one
+from ..mm.pipe import Pipe
 from ..mm.process import Process
+from ..mm.process_vm_access import process_vm_readv, process_vm_writev
 from ..mm.shmem import ShmemFile
-from ..mm.uaccess import UserPointer
+from ..mm.splice import check_splice_flags, do_splice, do_vmsplice
+from ..mm.uaccess import Iovec, UserPointer
+from ..rules import KernelError
 from ..rules import mm as rules
 from ..sync import Task
 from ..uapi import mman
@@ -115,9 +123,11 @@ class EmulatedDoor:
                 file = self.process.files.get(int(number)) if number.isdecimal() else None
                 if file is None:
                     raise rules.NO_SUCH_FILE(path)
-                if not isinstance(file, KvmDeviceFile | ShmemFile):
+                if isinstance(file, ShmemFile):
+                    return self.process.install_fd(file.reopen())
+                if not isinstance(file, KvmDeviceFile):
                     raise rules.NO_DEVICE_BEHIND(path)
-                return self.process.install_fd(file.get())  # neither keeps anything by open file
+                return self.process.install_fd(file.get())  # it keeps nothing by open file
             if path == "/dev/kvm":
                 return self.process.install_fd(KvmDeviceFile(self.host))
             if path == "/dev/sev":
@@ -176,10 +186,14 @@ class EmulatedDoor:
 
     def read(self, fd: int, length: int) -> bytes:
         with _Syscall(self), self.process.fdget(fd) as file:
+            if not file.can_read:
+                raise rules.FILE_MODE(f"read of {file.name}")
             return file.read(length)
 
     def write(self, fd: int, data: bytes) -> int:
         with _Syscall(self), self.process.fdget(fd) as file:
+            if not file.can_write:
+                raise rules.FILE_MODE(f"write to {file.name}")
             return file.write(data)
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
@@ -196,6 +210,54 @@ class EmulatedDoor:
             with self.process.fdget(fd) as file:
                 return file.pwrite(data, offset)
 
+    def pipe(self) -> tuple[int, int]:
+        with _Syscall(self):
+            reads, writes = Pipe(self.host.memmap).ends()
+            try:
+                first = self.process.install_fd(reads)
+            except KernelError:
+                writes.put()
+                raise
+            try:
+                return first, self.process.install_fd(writes)
+            except KernelError:
+                self.process.close(first)
+                raise
+
+    def splice(self, fd_in: int, off_in: UserPointer, fd_out: int, off_out: UserPointer, length: int, flags: int = 0) -> int:
+        """splice(): the checks that come before the files' own."""
+        with _Syscall(self):
+            if not length & _U64:
+                return 0
+            check_splice_flags(flags)
+            with self.process.fdget(fd_in) as source, self.process.fdget(fd_out) as to:
+                return do_splice(self.mm, source, off_in, to, off_out, length & _U64)
+
+    def vmsplice(self, fd: int, iov: Sequence[Iovec], flags: int = 0) -> int:
+        with _Syscall(self):
+            check_splice_flags(flags)
+            with self.process.fdget(fd) as file:
+                return do_vmsplice(self.mm, file, iov, flags)
+
+    # Processes
+
+    def getpid(self) -> int:
+        return self.process.pid
+
+    def process_vm_readv(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        with _Syscall(self):
+            return process_vm_readv(self.mm, local, remote, self._mm_of(pid, flags))
+
+    def process_vm_writev(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        with _Syscall(self):
+            return process_vm_writev(self.mm, local, remote, self._mm_of(pid, flags))
+
+    def _mm_of(self, pid: int, flags: int) -> AddressSpace | None:
+        if flags:
+            raise rules.PROCESS_VM_FLAGS(f"flags {flags:#x}")
+        process = self.host.memmap.processes.get(pid)
+        return process.mm if process else None
+
     # Memory
 
     def mmap(self, address: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
@@ -205,32 +267,37 @@ class EmulatedDoor:
             if offset & (PAGE_SIZE - 1):
                 raise rules.MMAP_OFFSET(f"offset {offset:#x}")
             if flags & MAP_ANONYMOUS:
-                return self._map_anonymous(address, length, prot, flags)
-            with self.process.fdget(fd) as file:
-                if flags & MAP_HUGETLB:
-                    raise rules.MMAP_HUGETLB(file.name)
-                return self._map_file(address, length, prot, flags, file, offset >> PAGE_SHIFT)
+                start, end = self._map_anonymous(address, length, prot, flags)
+            else:
+                with self.process.fdget(fd) as file:
+                    if flags & MAP_HUGETLB:
+                        raise rules.MMAP_HUGETLB(file.name)
+                    start, end = self._map_file(address, length, prot, flags, file, offset >> PAGE_SHIFT)
+            if flags & MAP_LOCKED or flags & (mman.MAP_POPULATE | mman.MAP_NONBLOCK) == mman.MAP_POPULATE:
+                with suppress(KernelError):
+                    mm_populate(self.mm, start, end)
+            return start << PAGE_SHIFT
 
-    def _map_anonymous(self, address: int, length: int, prot: int, flags: int) -> int:
+    def _map_anonymous(self, address: int, length: int, prot: int, flags: int) -> tuple[int, int]:
+        locked, reserve = bool(flags & MAP_LOCKED), not flags & mman.MAP_NORESERVE
         with self.mm.mmap_lock.exclusive:
             start, pages = self._place(address, length, flags)
             if not self._check_anonymous(flags):
-                vma = self.mm.map_region(start, pages, prot, False, None, 0)
+                self.mm.map_region(start, pages, prot, False, None, 0, locked=locked, reserve=reserve)
             else:
                 file = ShmemFile(self.host.memmap, self.host.lru)
                 file.inode.size = pages << PAGE_SHIFT
-                vma = self.mm.map_region(start, pages, prot, True, file, 0)
+                self.mm.map_region(start, pages, prot, True, file, 0, locked=locked, reserve=reserve)
                 file.put()
-            vma.locked = bool(flags & MAP_LOCKED)
-            return vma.start << PAGE_SHIFT
+            return start, start + pages
 
-    def _map_file(self, address: int, length: int, prot: int, flags: int, file: File, pgoff: int) -> int:
+    def _map_file(self, address: int, length: int, prot: int, flags: int, file: File, pgoff: int) -> tuple[int, int]:
+        locked, reserve = bool(flags & MAP_LOCKED), not flags & mman.MAP_NORESERVE
         with self.mm.mmap_lock.exclusive:
             start, pages = self._place(address, length, flags)
             shared = self._check_file(file, pgoff, pages, prot, flags)
-            vma = self.mm.map_region(start, pages, prot, shared, file, pgoff)
-            vma.locked = bool(flags & MAP_LOCKED)
-            return vma.start << PAGE_SHIFT
+            self.mm.map_region(start, pages, prot, shared, file, pgoff, locked=locked, reserve=reserve)
+            return start, start + pages
 
     def _place(self, address: int, length: int, flags: int) -> tuple[int, int]:
         """get_unmapped_area(): the first page, and how many."""
@@ -248,10 +315,7 @@ class EmulatedDoor:
             if flags & MAP_FIXED_NOREPLACE and self.mm.overlapping(start, start + pages):
                 raise rules.MMAP_TAKEN(f"address {address:#x}, length {length:#x}")
             return start, pages
-        start = address >> PAGE_SHIFT
-        if start >= 16 and start + pages <= TASK_SIZE_PAGES and not self.mm.overlapping(start, start + pages):
-            return start, pages
-        return self.mm.get_unmapped_area(pages), pages
+        return self.mm.get_unmapped_area(pages, address >> PAGE_SHIFT), pages
 
     @staticmethod
     def _check_anonymous(flags: int) -> bool:
@@ -274,6 +338,8 @@ class EmulatedDoor:
             raise rules.MMAP_FLAGS(f"flags {flags:#x}")
         if kind == MAP_SHARED_VALIDATE and flags & ~_LEGACY_MAP_MASK:
             raise rules.MMAP_VALIDATE(f"flags {flags & ~_LEGACY_MAP_MASK:#x}")
+        if not file.can_read or (kind != MAP_PRIVATE and prot & mman.PROT_WRITE and not file.can_write):
+            raise rules.MMAP_MODE(file.name)
         if file.noexec and prot & PROT_EXEC:
             raise rules.MMAP_NOEXEC(file.name)
         if not file.can_mmap:
@@ -315,6 +381,20 @@ class EmulatedDoor:
     def madvise(self, address: int, length: int, advice: int) -> None:
         with _Syscall(self):
             do_madvise(self.mm, address & _U64, length & _U64, advice)
+
+    def mremap(self, address: int, old_length: int, new_length: int, flags: int, new_address: int = 0) -> int:
+        asked = Remap(address & _U64, old_length & _U64, new_length & _U64, flags & _U64, new_address & _U64)
+        remap = do_mremap if self.host.profile.mremap_moves_many else do_mremap_one
+        with _Syscall(self):
+            return remap(self.mm, asked)
+
+    def mlock(self, address: int, length: int) -> None:
+        with _Syscall(self):
+            do_mlock(self.mm, address & _U64, length & _U64)
+
+    def munlock(self, address: int, length: int) -> None:
+        with _Syscall(self):
+            do_munlock(self.mm, address & _U64, length & _U64)
 
     @staticmethod
     def _range(address: int, length: int) -> tuple[int, int]:

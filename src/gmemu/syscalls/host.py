@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_char, c_char_p, c_int, c_long, c_size_t, c_ssize_t, c_uint, c_ulong, c_void_p
 from errno import EFAULT
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,12 @@ from ..rules import BusError, MemoryFault, SegmentationFault, gmemu
 from ..rules import mm as rules
 from ..uapi.ioctl import ioctl_size
 from ..uapi.kvm import ioctl_name
-from ..uapi.mman import O_CLOEXEC, O_RDWR
+from ..uapi.mman import O_CLOEXEC, O_NONBLOCK, O_RDWR
 from .real import RealRule, real_rule
 
 if TYPE_CHECKING:
     from ..hw.cpu import Guest
-    from ..mm.uaccess import UserPointer
+    from ..mm.uaccess import Iovec, UserPointer
 
 __all__ = ["HostDoor"]
 
@@ -74,9 +74,19 @@ _write = _declare("write", c_ssize_t, c_int, c_void_p, c_size_t)
 _pread = _declare("pread", c_ssize_t, c_int, c_void_p, c_size_t, c_long)
 _pwrite = _declare("pwrite", c_ssize_t, c_int, c_void_p, c_size_t, c_long)
 _memfd_create = _declare("memfd_create", c_int, c_char_p, c_uint)
+_splice = _declare("splice", c_ssize_t, c_int, c_void_p, c_int, c_void_p, c_size_t, c_uint)
+_vmsplice = _declare("vmsplice", c_ssize_t, c_int, ctypes.POINTER(_iovec), c_size_t, c_uint)
+_mremap = _declare("mremap", c_ssize_t, c_void_p, c_size_t, c_size_t, c_int, c_void_p)
+_mlock = _declare("mlock", c_int, c_void_p, c_size_t)
+_munlock = _declare("munlock", c_int, c_void_p, c_size_t)
 _IOV = (c_int, ctypes.POINTER(_iovec), c_ulong, ctypes.POINTER(_iovec), c_ulong, c_ulong)
 _process_vm_readv = _declare("process_vm_readv", c_ssize_t, *_IOV)
 _process_vm_writev = _declare("process_vm_writev", c_ssize_t, *_IOV)
+
+
+def _iov(parts: Sequence[Iovec]) -> Any:
+    """The parts as the kernel wants them."""
+    return (_iovec * len(parts))(*(_iovec(address & _LONG, length & _LONG) for address, length in parts))
 
 
 def _rule(call: str, errno: int, signal: str) -> RealRule:
@@ -158,6 +168,30 @@ class HostDoor:
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         return _check(_pwrite(fd, data, len(data), offset), "pwrite", f"fd {fd}, {len(data):#x} bytes, {offset:#x}")
 
+    def pipe(self) -> tuple[int, int]:
+        return os.pipe2(O_CLOEXEC | O_NONBLOCK)
+
+    def splice(self, fd_in: int, off_in: UserPointer, fd_out: int, off_out: UserPointer, length: int, flags: int = 0) -> int:
+        offsets = [off if isinstance(off, int) else (c_char * 8).from_buffer(off) for off in (off_in, off_out)]
+        asked = f"fd {fd_in}, fd {fd_out}, {length:#x}, {flags:#x}"
+        return _check(_splice(fd_in, offsets[0] or None, fd_out, offsets[1] or None, length, flags), "splice", asked)
+
+    def vmsplice(self, fd: int, iov: Sequence[Iovec], flags: int = 0) -> int:
+        return _check(_vmsplice(fd, _iov(iov), len(iov), flags), "vmsplice", f"fd {fd}, {len(iov)} parts, {flags:#x}")
+
+    # Processes
+
+    def getpid(self) -> int:
+        return os.getpid()
+
+    def process_vm_readv(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        moved = _process_vm_readv(pid, _iov(local), len(local), _iov(remote), len(remote), flags)
+        return _check(moved, "process_vm_readv", f"pid {pid}, {len(local)} parts from {len(remote)}")
+
+    def process_vm_writev(self, pid: int, local: Sequence[Iovec], remote: Sequence[Iovec], flags: int = 0) -> int:
+        moved = _process_vm_writev(pid, _iov(local), len(local), _iov(remote), len(remote), flags)
+        return _check(moved, "process_vm_writev", f"pid {pid}, {len(local)} parts to {len(remote)}")
+
     # Memory
 
     def mmap(self, address: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
@@ -172,6 +206,17 @@ class HostDoor:
 
     def madvise(self, address: int, length: int, advice: int) -> None:
         _check(_madvise(address & _LONG, length, advice), "madvise", f"{address:#x}, {length:#x}, {advice}")
+
+    def mremap(self, address: int, old_length: int, new_length: int, flags: int, new_address: int = 0) -> int:
+        asked = f"{address:#x}, {old_length:#x}, {new_length:#x}, {flags:#x}, {new_address:#x}"
+        moved = _mremap(address & _LONG, old_length & _LONG, new_length & _LONG, flags, new_address & _LONG)
+        return _check(moved, "mremap", asked)
+
+    def mlock(self, address: int, length: int) -> None:
+        _check(_mlock(address & _LONG, length & _LONG), "mlock", f"{address:#x}, {length:#x}")
+
+    def munlock(self, address: int, length: int) -> None:
+        _check(_munlock(address & _LONG, length & _LONG), "munlock", f"{address:#x}, {length:#x}")
 
     def load(self, address: int, length: int) -> bytes:
         buffer = bytearray(length)

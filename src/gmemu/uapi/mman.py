@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The memory calls' own numbers, as x86-64 Linux has them, whatever the machine this runs on.
 
-From <linux/mman.h>, <linux/falloc.h>, <linux/memfd.h>, <linux/fcntl.h>; FOLL_* is internal to the kernel (mm_types.h and
-mm/internal.h).  Checked against Linux 7.3-rc7.
+From <linux/mman.h>, <linux/falloc.h>, <linux/splice.h>, <linux/memfd.h>, <linux/fcntl.h>; FOLL_* is internal to the kernel
+(mm_types.h and mm/internal.h).  Checked against Linux 7.3-rc7.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ MAP_SYNC = 0x80000
 MAP_FIXED_NOREPLACE = 0x100000
 MAP_HUGE_2MB = 21 << 26
 MAP_HUGE_1GB = 30 << 26
+
+MREMAP_MAYMOVE = 1
+MREMAP_FIXED = 2
+MREMAP_DONTUNMAP = 4
 
 MADV_NORMAL = 0
 MADV_RANDOM = 1
@@ -88,6 +92,11 @@ FOLL_FAST_ONLY = 1 << 20
 
 GUP_PIN_COUNTING_BIAS = 1024
 """How many references one FOLL_PIN of a small folio takes."""
+
+SPLICE_F_MOVE = 0x01
+SPLICE_F_NONBLOCK = 0x02
+SPLICE_F_MORE = 0x04
+SPLICE_F_GIFT = 0x08
 
 O_RDONLY = 0
 O_WRONLY = 1 << 0
