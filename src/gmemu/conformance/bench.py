@@ -11,7 +11,15 @@ from ..api import GuestMemfd, Kvm, Mapping, Vcpu, Vm
 from ..api.descriptor import Descriptor
 from ..rules import KernelError
 from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, Cap, VmType
-from ..uapi.mman import MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
+from ..uapi.mman import (
+    MAP_ANONYMOUS,
+    MAP_FIXED_NOREPLACE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_FIXED,
+    PROT_READ,
+    PROT_WRITE,
+)
 from .fork import Child, DoorChild, ForkedChild, Script
 from .guests import CODE_GPA, CODE_SLOT, GuestRun, Op
 from .outcome import Outcome, describe, observe
@@ -86,15 +94,25 @@ class Bench:
 
     def map(self, gmem: GuestMemfd, length: int | None = None, offset: int = 0, prot: int = 3) -> Mapping:
         """A shared mapping of a guest_memfd."""
-        room = self._room(gmem.size - offset if length is None else length)
+        room = self.room(gmem.size - offset if length is None else length)
         return self._keep(gmem.mmap(length, offset, prot=prot, flags=MAP_SHARED | MAP_FIXED_NOREPLACE, address=room))
 
     def anonymous(self, size: int = PAGE, *, shared: bool = False, prot: int = PROT_READ | PROT_WRITE) -> Mapping:
         """Ordinary memory."""
         flags = MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (MAP_SHARED if shared else MAP_PRIVATE)
-        return self._keep(Mapping(self.door, self.door.mmap(self._room(size), size, prot, flags), size))
+        return self._keep(Mapping(self.door, self.door.mmap(self.room(size), size, prot, flags), size))
 
-    def _room(self, size: int) -> int:
+    def mremap(self, address: int, old: int, new: int, flags: int) -> Mapping:
+        """mremap(), with MREMAP_FIXED to a place of its own: the mapping that came of it."""
+        target = self.room(new) if flags & MREMAP_FIXED else 0
+        return self._keep(Mapping(self.door, self.door.mremap(address, old, new, flags, target), new))
+
+    def pipe(self) -> tuple[Descriptor, Descriptor]:
+        """A new pipe: the end to read from, and the end to write to."""
+        reads, writes = self.door.pipe()
+        return self._keep(Descriptor(self.door, reads)), self._keep(Descriptor(self.door, writes))
+
+    def room(self, size: int) -> int:
         """An address of the case's own with nothing near it, so that a call that goes too far hits nothing else."""
         address = self._next_room
         self._next_room += (size // _GAP + 2) * _GAP
@@ -105,6 +123,11 @@ class Bench:
         file = self._keep(Descriptor(self.door, self.door.memfd_create("conform")))
         self.door.ftruncate(file.fd, size)
         return file
+
+    def map_file(self, file: Descriptor, length: int) -> Mapping:
+        """A shared mapping of an ordinary file."""
+        address = self.door.mmap(self.room(length), length, 3, MAP_SHARED | MAP_FIXED_NOREPLACE, file.fd)
+        return self._keep(Mapping(self.door, address, length))
 
     def pointer(self, data: bytes, *, prot: int = PROT_READ | PROT_WRITE) -> int:
         """The address of user memory that holds `data`, at the start of a page."""

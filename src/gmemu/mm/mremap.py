@@ -32,6 +32,8 @@ class Remap(NamedTuple):
     new_length: int
     flags: int
     new_address: int = 0
+    splits_locked: bool = True
+    """What becomes of a locked mapping of which MREMAP_DONTUNMAP moves a part: only that part is unlocked, or all of it."""
 
     @property
     def to_new_address(self) -> bool:
@@ -216,7 +218,7 @@ def _move(mm: AddressSpace, vma: Vma, asked: Remap, to: int) -> int:
     old, pages = asked.address >> PAGE_SHIFT, asked.new_length >> PAGE_SHIFT
     old_end = old + (asked.old_length >> PAGE_SHIFT)
     keep = bool(asked.flags & MREMAP_DONTUNMAP)
-    if keep and vma.locked:
+    if keep and vma.locked and asked.splits_locked:
         vma = mm.isolate(vma, old, old_end)
     moved = Vma(mm, to, to + pages, vma.prot, vma.shared, vma.file, vma.pgoff + old - vma.start)
     moved.mapping, moved.anon_vma, moved.flags = vma.mapping, vma.anon_vma, vma.flags

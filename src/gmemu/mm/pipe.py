@@ -37,11 +37,11 @@ class Pipe:
         self.readers = self.writers = 0
         memmap.pipes.add(self)
 
-    def ends(self) -> tuple[PipeFile, PipeFile]:
-        """create_pipe_files(): the end to read from, and the end to write to."""
+    def ends(self, *, noexec: bool) -> tuple[PipeFile, PipeFile]:
+        """create_pipe_files(): the end to read from, and the end to write to.  `noexec`: pipefs refuses PROT_EXEC."""
         inode = Inode(S_IFIFO | 0o600)
         self.readers = self.writers = 1
-        return PipeFile(self, inode, reads=True), PipeFile(self, inode, reads=False)
+        return PipeFile(self, inode, reads=True, noexec=noexec), PipeFile(self, inode, reads=False, noexec=noexec)
 
     @property
     def room(self) -> int:
@@ -100,8 +100,9 @@ class PipeFile(File):
 
     name = "pipe"
 
-    def __init__(self, pipe: Pipe, inode: Inode, *, reads: bool) -> None:
+    def __init__(self, pipe: Pipe, inode: Inode, *, reads: bool, noexec: bool) -> None:
         super().__init__(inode)
+        self.noexec = noexec
         self.pipe, self.can_read, self.can_write = pipe, reads, not reads
 
     def read(self, length: int) -> bytes:

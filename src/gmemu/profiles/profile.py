@@ -69,6 +69,8 @@ class Profile(NamedTuple):
     """Files of KVM's own can't be mapped PROT_EXEC, whatever else would be said to it."""
     mremap_moves_many: bool
     """mremap() that only moves takes several mappings at once."""
+    mremap_splits_locked: bool
+    """MREMAP_DONTUNMAP unlocks only what it moves, not all of the mapping."""
     vcpu_encrypt_op: bool
     """KVM_MEMORY_ENCRYPT_OP is known on a vCPU, as TDX has commands for one."""
     snp_policy_bits: int

@@ -212,7 +212,7 @@ class EmulatedDoor:
 
     def pipe(self) -> tuple[int, int]:
         with _Syscall(self):
-            reads, writes = Pipe(self.host.memmap).ends()
+            reads, writes = Pipe(self.host.memmap).ends(noexec=self.host.profile.anon_inodes_noexec)
             try:
                 first = self.process.install_fd(reads)
             except KernelError:
@@ -384,6 +384,7 @@ class EmulatedDoor:
 
     def mremap(self, address: int, old_length: int, new_length: int, flags: int, new_address: int = 0) -> int:
         asked = Remap(address & _U64, old_length & _U64, new_length & _U64, flags & _U64, new_address & _U64)
+        asked = asked._replace(splits_locked=self.host.profile.mremap_splits_locked)
         remap = do_mremap if self.host.profile.mremap_moves_many else do_mremap_one
         with _Syscall(self):
             return remap(self.mm, asked)

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from ...syscalls.door import Door
 from ...uapi import kvm
-from ...uapi.mman import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED
+from ...uapi.mman import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, SPLICE_F_NONBLOCK
 from ..fork import DoorChild, ForkedChild
 from ..outcome import Outcome, observe
 
-__all__ = ["ARENA", "ARENA_PAGES", "PAGE", "Ref", "Step", "World"]
+__all__ = ["ARENA", "ARENA_PAGES", "KINDS", "PAGE", "Ref", "Step", "World"]
+
+KINDS = ("kvm", "vm", "gmem", "vcpu", "memfd", "reads", "writes")
+"""What descriptors there are; the last two are the ends of pipes."""
 
 PAGE = 4096
 ARENA, ARENA_PAGES = 0x1000_0000_0000, 48
@@ -42,7 +45,7 @@ class World:
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        self.fds: dict[str, list[int]] = {"kvm": [door.open("/dev/kvm")], "vm": [], "gmem": [], "vcpu": [], "memfd": []}
+        self.fds: dict[str, list[int]] = {kind: [] for kind in KINDS} | {"kvm": [door.open("/dev/kvm")]}
 
     def do(self, step: Step) -> Outcome:
         """Carry out one step."""
@@ -81,6 +84,11 @@ class World:
         fd = self.door.memfd_create("fuzz")
         self.door.ftruncate(fd, size)
         return self._made("memfd", fd)
+
+    def create_pipe(self) -> str:
+        reads, writes = self.door.pipe()
+        self._made("reads", reads)
+        return self._made("writes", writes)
 
     def close(self, fd: Ref) -> None:
         """Close it; /dev/kvm stays, as nothing could go on without it."""
@@ -155,6 +163,24 @@ class World:
     def madvise(self, address: int, length: int, advice: int) -> None:
         self.door.madvise(address, length, advice)
 
+    def mremap(self, address: int, old: int, new: int, flags: int, to: int) -> int | str:
+        """What goes where the kernel chooses is unmapped at once: the two wouldn't choose alike."""
+        result = self.door.mremap(address, old, new, flags, to)
+        if ARENA <= result < _ARENA_END:
+            return result
+        self.door.munmap(result, new)
+        return "moved elsewhere"
+
+    def mlock(self, address: int, length: int) -> None:
+        self.door.mlock(address, length)
+
+    def munlock(self, address: int, length: int) -> None:
+        self.door.munlock(address, length)
+
+    def process_vm(self, local: int, remote: int, length: int, write: bool) -> int:
+        call = self.door.process_vm_writev if write else self.door.process_vm_readv
+        return call(self.door.getpid(), [(local, length)], [(remote, length)])
+
     def load(self, address: int, length: int) -> bytes:
         return self.door.load(address, length)
 
@@ -177,8 +203,19 @@ class World:
         return (stat.mode, stat.size, stat.blksize, stat.blocks) if fd.kind != "kvm" else ()
 
     def read(self, fd: Ref, length: int, positioned: bool) -> bytes:
-        number = self.fd(fd) if fd.kind != "memfd" else -1
+        number = self.fd(fd)
         return self.door.pread(number, length, 0) if positioned else self.door.read(number, length)
+
+    # Pipes
+
+    def pipe_write(self, fd: Ref, byte: int, length: int) -> int:
+        return self.door.write(self.fd(fd), bytes((byte,)) * length if fd.kind == "writes" else b"")
+
+    def splice(self, fd_in: Ref, fd_out: Ref, length: int, flags: int) -> int:
+        return self.door.splice(self.fd(fd_in), 0, self.fd(fd_out), 0, length, flags | SPLICE_F_NONBLOCK)
+
+    def vmsplice(self, fd: Ref, address: int, length: int, flags: int) -> int:
+        return self.door.vmsplice(self.fd(fd), [(address, length)], flags | SPLICE_F_NONBLOCK)
 
     # Another process
 

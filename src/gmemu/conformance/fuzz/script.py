@@ -7,7 +7,7 @@ from typing import Any
 
 from ...uapi import kvm
 from ...uapi.kvm import ioctl_name
-from .calls import Ref, Step
+from .calls import KINDS, Ref, Step
 from .engine import Finding
 
 __all__ = ["as_c", "as_python"]
@@ -48,6 +48,7 @@ _C_HEAD = """\
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -74,15 +75,16 @@ static void on_signal(int nr)
 
 int main(void)
 {{
-	static int kvm[1], vm[64], gmem[64], vcpu[64], memfd[64];
+	static int kvm[1], vm[64], gmem[64], vcpu[64], memfd[64], reads[64], writes[64];
 	static char buf[1 << 20];
 	long r = 0;
 
 	signal(SIGBUS, on_signal);
 	signal(SIGSEGV, on_signal);
+	signal(SIGPIPE, SIG_IGN);
 	kvm[0] = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	TEST_ASSERT(kvm[0] >= 0, "open /dev/kvm: %d", errno);
-	(void)vm, (void)gmem, (void)vcpu, (void)memfd, (void)buf;
+	(void)vm, (void)gmem, (void)vcpu, (void)memfd, (void)reads, (void)writes, (void)buf;
 
 """
 
@@ -91,7 +93,7 @@ class _Names:
     """Which C variable a `Ref` means: the same rule as `World.fd`, so closed and missing ones are -1."""
 
     def __init__(self) -> None:
-        self._made = {"kvm": 1, "vm": 0, "gmem": 0, "vcpu": 0, "memfd": 0}
+        self._made = dict.fromkeys(KINDS, 0) | {"kvm": 1}
 
     def of(self, ref: Ref) -> str:
         made = self._made.get(ref.kind, 0)
@@ -150,6 +152,9 @@ def _statement(step: Step, names: _Names) -> tuple[str, str]:
             return f"r = CALL(ioctl({a['vm']}, {kvm.KVM_CREATE_VCPU:#x}ul, {a['id']:#x}ul));", "vcpu"
         case "create_memfd":
             return f'r = CALL(memfd_create("fuzz", 0)); ftruncate(r, {a["size"]:#x});', "memfd"
+        case "create_pipe":
+            ends = f"{names.new('reads')} = ends[0]; {names.new('writes')} = ends[1];"
+            return f"{{ int ends[2]; r = CALL(pipe2(ends, O_CLOEXEC | O_NONBLOCK)); {ends} }}", ""
         case "close":
             fd = a["fd"]
             return (f"r = CALL(close({fd}));" + (f" {fd} = -1;" if fd != "-1" else "")) if not fd.startswith(
@@ -199,6 +204,23 @@ def _plain(call: str, a: dict[str, int | str]) -> str:
             return f"r = TOUCH(memcpy(buf, {at}, {n}));"
         case "store":
             return f"r = TOUCH(memset({at}, {a['byte']:#x}, {n}));"
+        case "mremap":
+            lengths = f"{a['old']:#x}ul, {a['new']:#x}ul"
+            return f"r = CALL(mremap({at}, {lengths}, {a['flags']:#x}, (void *){a['to']:#x}ul));"
+        case "mlock" | "munlock":
+            return f"r = CALL({call}({at}, {n}));"
+        case "process_vm":
+            iov = [f"(struct iovec[]){{{{(void *){a[side]:#x}ul, {n}}}}}, 1" for side in ("local", "remote")]
+            call = f"process_vm_{'write' if a['write'] else 'read'}v"
+            return f"r = CALL({call}(getpid(), {iov[0]}, {iov[1]}, 0));"
+        case "pipe_write":
+            size = n if str(a["fd"]).startswith("writes") else 0
+            return f"memset(buf, {a['byte']:#x}, {n}); r = CALL(write({a['fd']}, buf, {size}));"
+        case "splice":
+            return f"r = CALL(splice({a['fd_in']}, NULL, {a['fd_out']}, NULL, {n}, {a['flags']:#x} | SPLICE_F_NONBLOCK));"
+        case "vmsplice":
+            part = f"(struct iovec[]){{{{{at}, {n}}}}}"
+            return f"r = CALL(vmsplice({a['fd']}, {part}, 1, {a['flags']:#x} | SPLICE_F_NONBLOCK));"
         case "fallocate":
             return f"r = CALL(fallocate({a['fd']}, {a['mode']:#x}, {a['offset']}, {length}));"
         case "ftruncate" | "resize_memfd":

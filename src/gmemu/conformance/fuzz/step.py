@@ -13,11 +13,10 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from ...uapi import kvm, mman
-from .calls import ARENA, ARENA_PAGES, PAGE, Ref, Step
+from .calls import ARENA, ARENA_PAGES, KINDS, PAGE, Ref, Step
 
 __all__ = ["prologue", "steps"]
 
-KINDS = ("kvm", "vm", "gmem", "vcpu", "memfd")
 U64 = (1 << 64) - 1
 
 _pages = st.sampled_from(range(0, 9 * PAGE, PAGE))
@@ -88,6 +87,11 @@ _requests = st.sampled_from(
         0xAEFF,
     )
 )
+
+
+# Whether neighbours of several pages are one mapping depends on who touched them first (anon_vma): mostly one page goes.
+_old_length = st.sampled_from((PAGE, PAGE, PAGE, PAGE, 2 * PAGE, 4 * PAGE))
+_splice_flags = _mostly(st.sampled_from((0, 1, 4, 8)), st.sampled_from((16, 1 << 31)), 12)
 
 
 def _call(name: str, /, **args: st.SearchStrategy[object]) -> st.SearchStrategy[Step]:
@@ -168,6 +172,45 @@ _TABLE = (
     _Weighted(
         12, _call("store", address=_address, byte=st.integers(1, 255), length=st.sampled_from((1, 8, PAGE, 2 * PAGE)))
     ),
+    _Weighted(
+        6,
+        _call(
+            "mremap",
+            address=_mostly(_arena, _address, 9),
+            old=_mostly(_old_length, st.sampled_from((0, 1, 4097, 1 << 46, U64)), 9),
+            new=_mostly(_old_length, st.sampled_from((0, 1, 4097, 1 << 46, 1 << 63, U64)), 9),
+            flags=st.sampled_from((3, 3, 3, 3, 1, 1, 0, 0, 7, 7, 5, 2, 4, 8, 1 << 31)),
+            to=_mostly(_arena, st.sampled_from((0x800, 1 << 47, (1 << 47) - PAGE, 1 << 63)), 12),
+        ),
+    ),
+    _Weighted(2, _call("mlock", address=_address, length=_length)),
+    _Weighted(2, _call("munlock", address=_address, length=_length)),
+    _Weighted(1, _call("create_pipe")),
+    _Weighted(
+        1, _call("pipe_write", fd=_ref("writes"), byte=st.integers(1, 255), length=st.sampled_from((1, 100, PAGE, 5 * PAGE)))
+    ),
+    _Weighted(
+        2,
+        _call(
+            "splice",
+            fd_in=st.sampled_from(("reads", "reads", "memfd", "gmem")).flatmap(_ref),
+            fd_out=st.sampled_from(("writes", "writes", "memfd", "gmem")).flatmap(_ref),
+            length=_length,
+            flags=_splice_flags,
+        ),
+    ),
+    _Weighted(
+        3,
+        _call(
+            "vmsplice",
+            fd=st.sampled_from(("writes", "writes", "reads", "gmem")).flatmap(_ref),
+            address=_pointer,
+            length=_length,
+            flags=_splice_flags,
+        ),
+    ),
+    _Weighted(2, _call("read", fd=_ref("reads"), length=_length, positioned=st.just(False))),
+    _Weighted(3, _call("process_vm", local=_pointer, remote=_pointer, length=_length, write=st.booleans())),
     _Weighted(1, _call("in_child", vm=_ref("vm"), gmem=_ref("gmem"), address=_address)),
 )
 
@@ -208,6 +251,7 @@ _PROLOGUE: tuple[Step, ...] = (
     Step("create_gmem", {"vm": Ref("vm", 1), "size": 4 * PAGE, "flags": 0}),
     Step("create_vcpu", {"vm": Ref("vm", 0), "id": 0}),
     Step("create_memfd", {"size": 4 * PAGE}),
+    Step("create_pipe", {}),
     _shared(ARENA, 0),
     _shared(ARENA + 8 * PAGE, 1),
     _shared(ARENA + 16 * PAGE, 2),
