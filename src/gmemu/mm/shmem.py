@@ -67,7 +67,7 @@ class ShmemFile(File):
         for index in edges:
             first, last = max(start, index << PAGE_SHIFT), min(end, (index + 1) << PAGE_SHIFT)
             pfn = self.cache.pfn(index)
-            if pfn is not None and first < last:
+            if pfn is not None and 0 < last - first < PAGE_SIZE:
                 self.cache.memmap.memory.host_write((pfn << PAGE_SHIFT) + first % PAGE_SIZE, bytes(last - first))
 
     def read(self, length: int) -> bytes:
