@@ -11,6 +11,7 @@ from gmemu.syscalls.emulated import EmulatedDoor
 from gmemu.uapi.kvm import KVM_ENABLE_CAP, KVM_MEMORY_ENCRYPT_OP, kvm_enable_cap
 from gmemu.uapi.kvm_x86 import kvm_regs
 from gmemu.uapi.mman import (
+    FALLOC_FL_WRITE_ZEROES,
     MADV_COLD,
     MADV_DOFORK,
     MADV_DONTFORK,
@@ -20,8 +21,10 @@ from gmemu.uapi.mman import (
     MADV_WIPEONFORK,
     MAP_LOCKED,
     MAP_SHARED,
+    MREMAP_MAYMOVE,
     PROT_EXEC,
     PROT_READ,
+    PROT_WRITE,
 )
 
 PAGE = 4096
@@ -142,3 +145,37 @@ def test_a_new_guest_forgets_the_exit_of_the_old() -> None:
         vm.make_private(0, PAGE)
         assert vcpu.run(lambda cpu: cpu.load(0)).memory_fault.gpa == 0
         assert vcpu.run(lambda cpu: cpu.port_out(0x80, b"x")).io.port == 0x80
+
+
+@pytest.mark.parametrize(("profile", "errno"), [("linux-6.12", EOPNOTSUPP), ("linux-6.18", ENODEV)])
+def test_writing_zeroes_by_fallocate_came_after_6_12(profile: str, errno: int) -> None:
+    with Kvm.open(profile) as kvm:
+        assert errno_of(kvm.door.fallocate, kvm.fd, FALLOC_FL_WRITE_ZEROES, 0, PAGE) == errno
+
+
+def test_get_user_pages_reads_only_what_may_be_read() -> None:
+    with Kvm.open("linux-6.12") as kvm:
+        vm = kvm.create_vm(VmType.SW_PROTECTED)
+        memory = kvm.anonymous(PAGE)
+        memory.protect(PROT_WRITE)
+        vm.set_user_memory_region(0, 0, PAGE, memory.address)
+        assert errno_of(vm.create_vcpu().pre_fault, 0, PAGE) == EFAULT
+
+
+def test_holes_in_a_memfd_zero_parts_of_pages(kvm: Kvm) -> None:
+    door, memfd = kvm.door, kvm.door.memfd_create("x")
+    door.pwrite(memfd, b"x" * 3 * PAGE, 0)
+    door.fallocate(memfd, 3, PAGE - 1, 2)
+    assert door.pread(memfd, 4, PAGE - 2) == b"x\0\0x"
+    door.ftruncate(memfd, 2 * PAGE + 1)
+    door.ftruncate(memfd, 3 * PAGE)
+    assert door.pread(memfd, 3, 2 * PAGE) == b"x\0\0"
+
+
+def test_what_was_changed_and_back_is_one_mapping_again(kvm: Kvm) -> None:
+    memory = kvm.anonymous(3 * PAGE)
+    kvm.door.mprotect(memory.address + PAGE, PAGE, PROT_READ)
+    grow = (memory.address, 3 * PAGE, 4 * PAGE, MREMAP_MAYMOVE)
+    assert errno_of(kvm.door.mremap, *grow) == EFAULT
+    kvm.door.mprotect(memory.address + PAGE, PAGE, PROT_READ | PROT_WRITE)
+    kvm.door.mremap(*grow)

@@ -108,13 +108,13 @@ class RealDoor(EmulatedDoor):
             for vma in ours:
                 self.mm.refresh(vma, max(vma.start, start), min(vma.end, end))
 
-    def mremap(self, address: int, old: int, new: int, flags: int, to: int) -> int:
+    def mremap(self, address: int, old_length: int, new_length: int, flags: int, new_address: int = 0) -> int:
         """mremap() of guest memory that is the program's own: guests lose it first."""
-        start, end = self._range(address, old)
+        start, end = self._range(address, old_length)
         if self.mm.overlapping(start, end):
-            raise rules.MREMAP(f"address {address:#x}, {old:#x} bytes to {new:#x}")
+            raise rules.MREMAP(f"address {address:#x}, {old_length:#x} bytes to {new_length:#x}")
         self._forget(start, end)
-        return self._real.mremap(address, old, new, flags, to)
+        return self._real.mremap(address, old_length, new_length, flags, new_address)
 
     def replaced(self, address: int, length: int) -> None:
         """The program has put another mapping over this range."""

@@ -16,7 +16,7 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE, HostAccessFault
 from ..rangemap import RangeMap
 from ..rules import BusError, KernelError, SegmentationFault
 from ..rules import mm as rules
-from ..uapi.mman import GUP_PIN_COUNTING_BIAS, PROT_EXEC, PROT_WRITE
+from ..uapi.mman import GUP_PIN_COUNTING_BIAS, PROT_EXEC, PROT_READ, PROT_WRITE
 from .file import File, fput
 from .filemap import PageCache
 from .page import Memmap
@@ -156,10 +156,14 @@ class AddressSpace:
             file.mmap(vma)
             file.get()
         self.link(vma)
-        vma_merge(self, vma.start, vma.end)
+        self.merge(vma.start, vma.end)
         merged = self.find_vma(start)
         assert merged is not None
         return merged
+
+    def merge(self, start: int, end: int) -> None:
+        """Make one of the mappings in and beside [start, end) pages that nothing tells apart."""
+        vma_merge(self, start, end)
 
     @staticmethod
     def _account(vma: Vma) -> None:
@@ -232,7 +236,7 @@ class AddressSpace:
                 raise rules.MPROTECT_ACCESS(f"{vma}")
             stop = min(vma.end, end)
             self._protect_vma(self.isolate(vma, at, stop), prot)
-            vma_merge(self, at, stop)
+            self.merge(at, stop)
             at = stop
 
     def set_at_fork(
@@ -242,13 +246,13 @@ class AddressSpace:
         part = self.isolate(vma, start, end)
         part.dont_copy = part.dont_copy if dont_copy is None else dont_copy
         part.wipe_on_fork = part.wipe_on_fork if wipe is None else wipe
-        vma_merge(self, start, end)
+        self.merge(start, end)
 
     def set_flags(self, vma: Vma, start: int, end: int, flags: int) -> None:
         """vma_modify_flags(): the `flags` of a mapping's pages [start, end)."""
         if flags != vma.flags:
             self.isolate(vma, start, end).flags = flags
-            vma_merge(self, start, end)
+            self.merge(start, end)
 
     def _protect_vma(self, vma: Vma, prot: int) -> None:
         """mprotect_fixup(): every entry is kept; the next write has to fault."""
@@ -346,6 +350,21 @@ class AddressSpace:
         """
         with self.mmap_lock.shared:
             self.fault_locked(vpn, self.rt.batch(count), write, address)
+
+    def faultin_page(self, vpn: int, count: int, write: bool) -> None:
+        """faultin_page(): `handle_mm_fault` for get_user_pages, which asks the mapping first (check_vma_flags).
+
+        Raises EFAULT (`mm.gup.fault`), `BusError` or `SegmentationFault`.
+        """
+        with self.mmap_lock.shared:
+            self.check_vma_flags(vpn, write)
+            self.fault_locked(vpn, self.rt.batch(count), write, vpn << PAGE_SHIFT)
+
+    def check_vma_flags(self, vpn: int, write: bool) -> None:
+        """Whether get_user_pages may have the page: read what may be read only.  Raises EFAULT (`mm.gup.fault`)."""
+        vma = self.find_vma(vpn)
+        if vma is None or not vma.prot & (PROT_WRITE if write else PROT_READ):
+            raise rules.GUP_FAULT(f"address {vpn << PAGE_SHIFT:#x}, {vma or 'unmapped'}")
 
     def fault_locked(self, vpn: int, count: int, write: bool, address: int) -> None:
         """`handle_mm_fault` for a caller that holds mmap_lock.  Every path looks again under the page table's lock: what

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from .address_space import Vma
     from .uaccess import UserPointer
 
-__all__ = ["File", "Inode", "Stat", "fput", "vfs_fallocate"]
+__all__ = ["FALLOC_MODES", "File", "Inode", "Stat", "fput", "vfs_fallocate"]
 
 S_IFREG = 0o100000
+FALLOC_MODES = 0xFB
 S_IFIFO = 0o010000
 
 
@@ -156,14 +157,15 @@ def fput(rt: Runtime, file: File) -> None:
         rt.current.work.append(file.release)
 
 
-def vfs_fallocate(file: File, mode: int, offset: int, length: int) -> None:
-    """fs/open.c: vfs_fallocate(), its checks in its order, then the file's own."""
+def vfs_fallocate(file: File, mode: int, offset: int, length: int, known: int = FALLOC_MODES) -> None:
+    """fs/open.c: vfs_fallocate(), its checks in its order, then the file's own.  `known`: mode bits that the kernel has."""
     keep_size, punch, collapse, zero, insert, unshare, write_zeroes = (1 << bit for bit in (0, 1, 3, 4, 5, 6, 7))
     if offset < 0 or length <= 0:
         raise rules.FALLOC_RANGE(f"offset {offset:#x}, length {length:#x}")
     kind = mode & ~keep_size
     if (
-        kind not in (0, punch, collapse, zero, insert, unshare, write_zeroes)
+        mode & ~known
+        or kind not in (0, punch, collapse, zero, insert, unshare, write_zeroes)
         or (kind == punch and not mode & keep_size)
         or (kind in (collapse, insert, write_zeroes) and mode & keep_size)
     ):

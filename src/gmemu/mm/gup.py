@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..hw.memory import PAGE_SHIFT
 from ..rules import KernelError, MemoryFault
 from ..rules import mm as rules
-from ..uapi.mman import FOLL_HWPOISON, FOLL_PIN, FOLL_WRITE, GUP_PIN_COUNTING_BIAS, PROT_READ, PROT_WRITE
+from ..uapi.mman import FOLL_HWPOISON, FOLL_PIN, FOLL_WRITE, GUP_PIN_COUNTING_BIAS, PROT_WRITE
 from .address_space import AddressSpace
 
 __all__ = ["get_user_pages_fast", "mm_populate", "pin_user_pages_remote", "put_pages"]
@@ -38,7 +38,7 @@ def pin_user_pages_remote(mm: AddressSpace, address: int, flags: int = 0) -> int
     Raises as `get_user_pages_fast` does.
     """
     with mm.mmap_lock.shared:
-        _check_vma(mm, address >> PAGE_SHIFT, flags)
+        mm.check_vma_flags(address >> PAGE_SHIFT, bool(flags & FOLL_WRITE))
     [(pfn, _)] = get_user_pages_fast(mm, address, 1, flags | FOLL_PIN)
     return pfn
 
@@ -94,18 +94,9 @@ def _get_run(mm: AddressSpace, vpn: int, count: int, flags: int) -> tuple[int, i
 def _fault_in(mm: AddressSpace, vpn: int, count: int, write: bool, flags: int) -> None:
     """faultin_page()."""
     try:
-        with mm.mmap_lock.shared:
-            _check_vma(mm, vpn, flags)
-            mm.fault_locked(vpn, mm.rt.batch(count), write, vpn << PAGE_SHIFT)
+        mm.faultin_page(vpn, count, write)
     except MemoryFault as fault:
         raise _errno_of(fault, flags) from fault
-
-
-def _check_vma(mm: AddressSpace, vpn: int, flags: int) -> None:
-    """check_vma_flags()."""
-    vma = mm.find_vma(vpn)
-    if vma is None or not vma.prot & (PROT_WRITE if flags & FOLL_WRITE else PROT_READ):
-        raise rules.GUP_FAULT(f"address {vpn << PAGE_SHIFT:#x}, {vma or 'unmapped'}")
 
 
 def _errno_of(fault: MemoryFault, flags: int) -> KernelError:

@@ -8,7 +8,6 @@ from ..rules import KernelError
 from ..rules import mm as rules
 from .address_space import AddressSpace
 from .gup import mm_populate
-from .vma import vma_merge
 
 __all__ = ["do_mlock", "do_munlock"]
 
@@ -57,5 +56,5 @@ def _apply(mm: AddressSpace, start: int, end: int, *, locked: bool) -> None:
         stop = min(vma.end, end)
         if vma.locked != locked:
             mm.isolate(vma, at, stop).locked = locked
-            vma_merge(mm, at, stop)
+            mm.merge(at, stop)
         at = stop

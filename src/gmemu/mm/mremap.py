@@ -16,7 +16,6 @@ from ..rules import mm as rules
 from ..uapi.mman import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE
 from .address_space import TASK_SIZE_PAGES, AddressSpace, Vma
 from .gup import mm_populate
-from .vma import vma_merge
 
 __all__ = ["Remap", "do_mremap", "do_mremap_one"]
 
@@ -193,7 +192,7 @@ def _at(mm: AddressSpace, vma: Vma, asked: Remap) -> int:
     if vma.end << PAGE_SHIFT == asked.address + asked.old_length and _expandable(mm, vma, delta):
         with mm.page_table_lock:
             vma.end += delta
-        vma_merge(mm, vma.start, vma.end)
+        mm.merge(vma.start, vma.end)
         return asked.address
     if not asked.flags & MREMAP_MAYMOVE:
         raise rules.MREMAP_NO_ROOM(f"{asked.old_length:#x} to {asked.new_length:#x} bytes at {asked.address:#x}")
@@ -234,7 +233,7 @@ def _move(mm: AddressSpace, vma: Vma, asked: Remap, to: int) -> int:
         _empty(vma, old, old_end)
     elif old < old_end:
         mm.unmap_region(old, old_end)
-    vma_merge(mm, to, to + pages)
+    mm.merge(to, to + pages)
     return to << PAGE_SHIFT
 
 

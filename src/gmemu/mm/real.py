@@ -185,9 +185,20 @@ class RealAddressSpace(AddressSpace):
 
     # Mappings
 
-    def map_region(self, start: int, pages: int, prot: int, shared: bool, file: File | None, pgoff: int) -> Vma:
+    def map_region(
+        self,
+        start: int,
+        pages: int,
+        prot: int,
+        shared: bool,
+        file: File | None,
+        pgoff: int,
+        *,
+        locked: bool = False,
+        reserve: bool = True,
+    ) -> Vma:
         """mmap_region(), and the real mapping in the place of what was there."""
-        vma = super().map_region(start, pages, prot, shared, file, pgoff)
+        vma = super().map_region(start, pages, prot, shared, file, pgoff, locked=locked, reserve=reserve)
         try:
             self._map_real(vma)
         except OSError as error:
@@ -195,6 +206,9 @@ class RealAddressSpace(AddressSpace):
             raise rules.MMAP_REAL(f"{pages} pages: {error.strerror}") from error
         self._process.watch(start << PAGE_SHIFT, start + pages << PAGE_SHIFT, True)
         return vma
+
+    def merge(self, start: int, end: int) -> None:
+        """Each mapping stays as it was made: what the real kernel makes of them is its own affair."""
 
     def _map_real(self, vma: Vma) -> None:
         """Pages that the file hasn't are mapped from an empty file: to touch them is SIGBUS."""
@@ -348,6 +362,13 @@ class RealAddressSpace(AddressSpace):
             self._found = vpn, writable
             return
         raise SegmentationFault(rules.UNMAPPED, address, "which the process itself can't touch")
+
+    def faultin_page(self, vpn: int, count: int, write: bool) -> None:
+        """As the other for mappings of ours; the real kernel knows what may be done to the program's own memory."""
+        if self.find_vma(vpn) is not None:
+            super().faultin_page(vpn, count, write)
+        else:
+            self.handle_mm_fault(vpn, count, write, vpn << PAGE_SHIFT)
 
     def after_fork(self) -> None:
         """In the child of a real fork: userfaultfd wasn't handed on, nor was any page mapped."""

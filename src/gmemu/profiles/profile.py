@@ -64,6 +64,8 @@ class Profile(NamedTuple):
     bind_offset_is_unsigned: bool
     fallocate_counts_blocks: bool
     """st_blocks tells what is allocated; otherwise it's always 0."""
+    fallocate_modes: int
+    """The bits of fallocate()'s mode that the kernel knows, for whatever file."""
     file_name: str
     anon_inodes_noexec: bool
     """Files of KVM's own can't be mapped PROT_EXEC, whatever else would be said to it."""

@@ -167,7 +167,7 @@ class EmulatedDoor:
         with _Syscall(self), self.process.fdget(fd) as file:
             faults = self.host.faults
             with faults.call(self.host, "fallocate", file) if faults is not None else nullcontext():
-                vfs_fallocate(file, mode, _s64(offset), _s64(length))
+                vfs_fallocate(file, mode, _s64(offset), _s64(length), self.host.profile.fallocate_modes)
 
     def fstat(self, fd: int) -> Stat:
         with _Syscall(self), self.process.fdget(fd) as file:

@@ -98,3 +98,14 @@ def large_files(b: Bench) -> None:
     b.probe("allocate in the middle", gmem.allocate, 1 << 62, PAGE)
     b.probe("punch everything", gmem.punch_hole, 0, (1 << 63) - PAGE)
     b.probe("allocate past everything", gmem.allocate, (1 << 63) - PAGE, PAGE)
+
+
+@case("fallocate", "gmem")
+def what_is_no_regular_file(b: Bench) -> None:
+    """The mode is judged before the file."""
+    vm = b.vm()
+    for what, fd in {"/dev/kvm": b.kvm.fd, "VM": vm.fd, "vCPU": b.vcpu(vm).fd}.items():
+        for mode in (0, KEEP, PUNCH, *(1 << bit for bit in range(2, 31))):
+            b.probe(f"{what}, mode {mode:#x}", b.door.fallocate, fd, mode, 0, PAGE)
+        b.probe(f"{what}, nothing", b.door.fallocate, fd, 0, 0, 0)
+        b.probe(f"{what}, too far", b.door.fallocate, fd, 0, LARGE, 2 * PAGE)

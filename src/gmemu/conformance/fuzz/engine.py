@@ -17,7 +17,7 @@ from ..outcome import Outcome
 from .calls import Step, World
 from .step import prologue, steps
 
-__all__ = ["Finding", "fuzz", "replay"]
+__all__ = ["Finding", "fewer_steps", "fuzz", "replay"]
 
 _LENGTH = 60
 _EXAMPLES = 50
@@ -48,6 +48,22 @@ def replay(sequence: list[Step], emulation: Backend, real: Backend) -> Finding |
             for world in worlds:
                 world.close_all()
     return None
+
+
+def fewer_steps(finding: Finding, emulation: Backend, real: Backend) -> Finding:
+    """Leave out what Hypothesis, whose time is limited, left in: many steps at a time, then fewer, down to one by one."""
+    size = len(finding.steps) // 2
+    while size:
+        at = 0
+        while at < len(finding.steps) - 1:
+            last = len(finding.steps) - 1
+            again = replay([*finding.steps[:at], *finding.steps[min(at + size, last) :]], emulation, real)
+            if again is None:
+                at += size
+            else:
+                finding = again
+        size //= 2
+    return finding
 
 
 def fuzz(
@@ -122,4 +138,4 @@ def fuzz(
                 raise
             break  # seen once, and not each time: it stands as it was found
         part += 1
-    return done, found[-1] if found else None
+    return done, fewer_steps(found[-1], emulation, real) if found else None
