@@ -33,6 +33,12 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "a kernel is recorded on a machine with SEV-SNP, or a profile can be without it",
     ),
     Deliberate(
+        "registers/others: KVM_MEMORY_ENCRYPT_OP(* on the VM",
+        "linux-*[0-9]",
+        "Where there is SEV the command is read, from a bad address here; a machine without doesn't know the ioctl.",
+        "a kernel is recorded on a machine with SEV-SNP, or a profile can be without it",
+    ),
+    Deliberate(
         "registers/at-reset: cs",
         "*-shared-only",
         "The accessed bit of CS at reset: the emulated machine is AMD's, where it's clear; the one recorded from isn't.",

@@ -71,7 +71,7 @@ class VmArch:
     def mem_enc_op(self, arg: UserPointer) -> int:
         """KVM_MEMORY_ENCRYPT_OP on the VM fd.  Where the machine has SNP, an empty request succeeds on any VM, and each
         command fails by a check of its own (sev_mem_enc_ioctl)."""
-        if self.vm.host.platform != "amd":
+        if VmType.SNP not in self.vm.host.vm_types:
             raise rules.MEM_ENC_UNSUPPORTED(f"VM type {self.vm_type.name}")
         if arg == 0:
             return 0
