@@ -103,7 +103,7 @@ MUTANTS = (
     _off("slot overlap", _SLOTS, "others"),
     Mutant("slot modify hva", _SLOTS, "mem.userspace_addr != old.userspace_addr or npages", "npages"),
     Mutant("slot modify size", _SLOTS, "or npages != old.npages or", "or"),
-    Mutant("slot modify flags", _SLOTS, " or (mem.flags ^ old.flags) & kept:", ":"),
+    Mutant("slot modify flags", _SLOTS, " or (mem.flags ^ old.flags) & fixed:", ":"),
     Mutant("delete of no slot", _SLOTS, "raise rules.SLOT_DELETE_NONE(", "return # ("),
     Mutant(
         "delete doesn't zap",

@@ -78,6 +78,11 @@ def test_what_a_bad_target_hides(mm: AddressSpace) -> None:
         "mm.mremap.target",
         "mm.mremap.unmapped",
     )
+    asked = Remap(AWAY, PAGE, 1, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, AWAY + 2 * PAGE)
+    assert (refusal(lambda: do_mremap(mm, asked)), refusal(lambda: do_mremap_one(mm, asked))) == (
+        "mm.mremap.unmapped",
+        "mm.mremap.resize",
+    )
     asked = Remap(BASE, PAGE, 1 << 48, MREMAP_MAYMOVE)
     assert (refusal(lambda: do_mremap(mm, asked)), refusal(lambda: do_mremap_one(mm, asked))) == (
         "mm.mremap.length",

@@ -84,8 +84,8 @@ def do_mremap_one(mm: AddressSpace, asked: Remap) -> int:
 
     Raises as `do_mremap` does.
     """
+    _check_flags(asked)  # of lengths as they are given
     asked = asked.aligned()
-    _check_flags(asked)
     _check_source(asked)
     with mm.mmap_lock.exclusive:
         vma = _find(mm, asked.address)
