@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 from ..faults import Faults
 from ..faults.runtime import FaultyRuntime
 from ..hw.real_memory import ProcessMemory, RealMemory
+from ..hw.x86.engine import stop_function
 from ..kvm.design import Design
 from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.guest_memfd.inode import GmemInode
@@ -40,14 +43,13 @@ class _GuestMode(AbstractContextManager[None]):
         self._rt, self._inner = rt, inner
 
     def __enter__(self) -> None:
-        self._task = self._rt.current
         self._inner.__enter__()
-        stop = self._rt.stop_of(self._task.process)
-        if stop is not None:
-            self._rt.process_memory.guest_enter(*stop)
+        handle = getattr(self._rt.running, "engine_handle", 0)
+        if handle:
+            self._rt.process_memory.guest_enter(stop_function(), handle)
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        stopped = self._rt.process_memory.guest_exit()
+        stopped = self._rt.process_memory.guest_exit()  # without effect if it wasn't entered
         self._inner.__exit__(kind, exc, tb)
         if stopped:
             self._rt.current.pending_signals = 1
@@ -58,12 +60,21 @@ class _ProgramsThreads(DirectRuntime):
 
     process_memory: ProcessMemory
 
+    @property
+    def running(self) -> Any:
+        """The virtual processor that the calling thread runs, if any."""
+        return getattr(self._threads, "cpu", None)
+
+    @running.setter
+    def running(self, cpu: Any) -> None:
+        self._threads.cpu = cpu
+
+    @cached_property
+    def _threads(self) -> threading.local:
+        return threading.local()
+
     def guest_mode(self) -> AbstractContextManager[None]:
         return _GuestMode(self, super().guest_mode())
-
-    def stop_of(self, process: Any) -> tuple[int, int] | None:
-        """What stops the guest that this thread is about to run: a C function and its argument."""
-        return None
 
 
 class RealRuntime(_ProgramsThreads):

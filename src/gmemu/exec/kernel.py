@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..faults import Faults
 from ..kvm.guest_memfd.file import GmemFile
+from ..kvm.vcpu import VcpuFile
 from ..mm.uaccess import copy_from_user, read_user, write_user
 from ..rules import MemoryFault
 from ..uapi.ioctl import ioctl_size
@@ -129,9 +130,13 @@ class ExecKernel:
         """KVM_RUN is what a signal interrupts: one that waits already, or one that comes while the guest runs."""
         task = self.door.task_of_thread()
         task.pending_signals = int(self.real.signal_pending())
+        file = self.process.files.get(fd)
+        rt = self.host.rt
+        rt.running = file.vcpu.cpu if isinstance(file, VcpuFile) else None
         try:
             return self.door.ioctl(fd, KVM_RUN, arg)
         finally:
+            rt.running = None
             task.pending_signals = 0
 
     def _ask(self, file: GmemFile, request: int, arg: int) -> int:

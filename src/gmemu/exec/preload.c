@@ -23,6 +23,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kernel.h"
@@ -129,6 +130,31 @@ static __thread void *guest_argument __attribute__((tls_model("initial-exec")));
 static __thread sigset_t program_mask __attribute__((tls_model("initial-exec")));
 static __thread int held_signals __attribute__((tls_model("initial-exec")));
 
+/*
+ * A signal may come just before the guest's engine starts, which then doesn't see that it was stopped.  So it's stopped again every
+ * millisecond until it has.
+ */
+#define SIG_AGAIN (SIGRTMAX - 1)
+static __thread timer_t again_timer __attribute__((tls_model("initial-exec")));
+static __thread int again __attribute__((tls_model("initial-exec"))); /* 0: no timer yet; 1: there; 2: runs */
+
+static void stop_again(long nanoseconds)
+{
+	struct itimerspec when = {{0, nanoseconds}, {0, nanoseconds}};
+
+	if (again) {
+		timer_settime(again_timer, 0, &when, NULL);
+		again = nanoseconds ? 2 : 1;
+	}
+}
+
+static void on_again(int sig)
+{
+	(void)sig;
+	if (guest_stop)
+		((void (*)(void *))guest_stop)(guest_argument);
+}
+
 static int raw_sigmask(int how, const sigset_t *set, sigset_t *old)
 {
 	return (int)syscall(SYS_rt_sigprocmask, how, set, old, NSIG / 8);
@@ -157,6 +183,14 @@ static void mark_fd(int fd, int ours)
 
 static void guest_enter(void *stop, void *argument)
 {
+	if (!again) {
+		struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIG_AGAIN};
+		struct sigaction action = {.sa_handler = on_again, .sa_flags = SA_RESTART};
+
+		event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+		NEXT(sigaction)(SIG_AGAIN, &action, NULL);
+		again = timer_create(CLOCK_MONOTONIC, &event, &again_timer) == 0;
+	}
 	guest_argument = argument;
 	guest_stop = stop;
 	held_signals = 0;
@@ -170,6 +204,8 @@ static int guest_exit(void)
 
 	guest_stop = NULL;
 	block_signals(&ignored);
+	if (again == 2)
+		stop_again(0);
 	return held_signals;
 }
 
@@ -627,6 +663,7 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 	if (guest_stop) {
 		((void (*)(void *))guest_stop)(guest_argument);
 		held_signals = 1;
+		stop_again(1000000);
 		sigaddset(&((ucontext_t *)context)->uc_sigmask, sig);
 		syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), sig, info);
 		return;

@@ -17,7 +17,7 @@ from typing import Any
 
 from .env import Env
 
-__all__ = ["DEVICE_PAGES", "DEVICE_PADDR", "Engine", "available"]
+__all__ = ["DEVICE_PAGES", "DEVICE_PADDR", "Engine", "available", "stop_function"]
 
 _ARCH_X86, _MODE_64 = 4, 8
 _HOOK_INTR, _HOOK_CODE, _HOOK_INSN_INVALID, _HOOK_TLB_FILL = 1 << 0, 1 << 2, 1 << 14, 1 << 17
@@ -92,6 +92,12 @@ def _library() -> _Library | None:
 def available() -> bool:
     """Whether machine code can be run here: Unicorn is installed."""
     return _library() is not None
+
+
+def stop_function() -> int:
+    """The address of uc_emu_stop(), for who has to stop an engine (`Engine.handle`) without Python."""
+    library = _library()
+    return (ctypes.cast(library.stop, c_void_p).value or 0) if library is not None else 0
 
 
 class Engine:
