@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,11 @@ PROGRAMS = Path(__file__).parent / "programs"
 
 Compile = Callable[..., Path]
 Exec = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def cases(name: str) -> list[str]:
+    """The tests that a program has, by its own table."""
+    return re.findall(r'^\t\{"(\w+)", \w+\},$', (PROGRAMS / f"{name}.c").read_text(), re.M)
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 
-from .conftest import PROGRAMS, Compile, Exec
-
-
-def cases(name: str) -> list[str]:
-    """The tests that a program has, by its own table."""
-    return re.findall(r'^\t\{"(\w+)", \w+\},$', (PROGRAMS / f"{name}.c").read_text(), re.M)
-
+from .conftest import Compile, Exec, cases
 
 OPTIONS = {"elevated_reference": ("--inject", "ref offset=0x2000 during=KVM_SET_MEMORY_ATTRIBUTES2")}
 

@@ -53,6 +53,7 @@ class _GuestMode(AbstractContextManager[None]):
         self._inner.__exit__(kind, exc, tb)
         if stopped:
             self._rt.current.pending_signals = 1
+            self._rt.running.kick()  # whoever looks for a reason to go on finds one to leave
 
 
 class _ProgramsThreads(DirectRuntime):
@@ -140,13 +141,16 @@ class RealHost(Host):
         design = Design.of(profile)
         self._convert, self._take_from_host = design.convert, design.take_from_host
         self._populate = design.populate
+        self.threads: RealRuntime | RealFaultyRuntime = (
+            RealRuntime(process) if faults is None else RealFaultyRuntime(process, faults)
+        )
         self.family: Family | None = None
         self.on_event: Callable[..., None] | None = None
         """told of what the kernel does: its name, and details by keyword"""
         super().__init__(
             profile,
             memory=MEMORY,
-            runtime=RealRuntime(process) if faults is None else RealFaultyRuntime(process, faults),
+            runtime=self.threads,
             design=design._replace(
                 convert=self._convert_and_refresh, take_from_host=self._take_from_all, populate=self._populate_and_tell
             ),

@@ -131,12 +131,12 @@ class ExecKernel:
         task = self.door.task_of_thread()
         task.pending_signals = int(self.real.signal_pending())
         file = self.process.files.get(fd)
-        rt = self.host.rt
-        rt.running = file.vcpu.cpu if isinstance(file, VcpuFile) else None
+        threads = self.host.threads
+        threads.running = file.vcpu.cpu if isinstance(file, VcpuFile) else None
         try:
             return self.door.ioctl(fd, KVM_RUN, arg)
         finally:
-            rt.running = None
+            threads.running = None
             task.pending_signals = 0
 
     def _ask(self, file: GmemFile, request: int, arg: int) -> int:

@@ -738,6 +738,7 @@ static void forked_parent(void)
 
 static void forked_child(void)
 {
+	again = 0; /* timers aren't handed on */
 	fork_stage(GMEMU_FORK_CHILD);
 	if (started == 1 && !in_kernel)
 		KERNEL(GMEMU_FORK, 2);

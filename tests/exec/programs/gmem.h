@@ -5,6 +5,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/kvm.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -44,22 +45,25 @@ struct memory_region2 {
 	uint64_t pad2[14];
 };
 
-#define KVM_GET_API_VERSION _IO(KVMIO, 0x00)
-#define KVM_CREATE_VM _IO(KVMIO, 0x01)
-#define KVM_CHECK_EXTENSION _IO(KVMIO, 0x03)
-#define KVM_GET_VCPU_MMAP_SIZE _IO(KVMIO, 0x04)
-#define KVM_CREATE_VCPU _IO(KVMIO, 0x41)
+/* As they are in kernels that are newer than this machine's headers may be. */
+#undef KVM_SET_USER_MEMORY_REGION2
+#undef KVM_SET_MEMORY_ATTRIBUTES
+#undef KVM_SET_MEMORY_ATTRIBUTES2
+#undef KVM_CREATE_GUEST_MEMFD
 #define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct memory_region2)
 #define KVM_SET_MEMORY_ATTRIBUTES _IOW(KVMIO, 0xD2, struct memory_attributes)
 #define KVM_SET_MEMORY_ATTRIBUTES2 _IOWR(KVMIO, 0xD2, struct memory_attributes2)
 #define KVM_CREATE_GUEST_MEMFD _IOWR(KVMIO, 0xD4, struct create_guest_memfd)
+#undef KVM_CAP_GUEST_MEMFD
 #define KVM_CAP_GUEST_MEMFD 234
+#undef KVM_CAP_VM_TYPES
 #define KVM_CAP_VM_TYPES 235
 
 #define GMEM_MMAP 1UL
 #define GMEM_INIT_SHARED 2UL
 #define PRIVATE 8UL
 #define SHARED 0UL
+#undef KVM_MEM_GUEST_MEMFD
 #define KVM_MEM_GUEST_MEMFD 4U
 #define SW_PROTECTED 1
 

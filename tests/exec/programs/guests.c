@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Guests in real mode, run by a small VMM: what they do with shared and private memory, and who may interrupt them. */
+#include "gmem.h"
+
+
+#define SIZE (16 * PAGE)
+#define CODE 0x1000UL
+#define DATA 0x4000UL
+
+static unsigned char *ram;
+static struct kvm_run *run;
+static int vcpu_fd, gmem_fd;
+
+static void boot(const unsigned char *code, size_t length, uint64_t flags)
+{
+	struct kvm_sregs sregs;
+	struct kvm_regs regs = {.rip = CODE, .rflags = 2, .rax = 0x42};
+	struct memory_region2 region = {.memory_size = SIZE, .flags = KVM_MEM_GUEST_MEMFD};
+
+	make_vm(SW_PROTECTED);
+	catch_bus_errors();
+	gmem_fd = make_gmem(SIZE, flags);
+	ram = map_gmem(gmem_fd, SIZE);
+	memcpy(ram + CODE, code, length);
+	region.userspace_addr = (uint64_t)ram;
+	region.guest_memfd = (uint32_t)gmem_fd;
+	CHECK(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &region) == 0);
+	vcpu_fd = ioctl(vm_fd, KVM_CREATE_VCPU, 0);
+	CHECK(vcpu_fd >= 0);
+	run = mmap(NULL, (size_t)ioctl(kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED, vcpu_fd, 0);
+	CHECK(run != MAP_FAILED);
+	CHECK(ioctl(vcpu_fd, KVM_GET_SREGS, &sregs) == 0);
+	sregs.cs.base = sregs.cs.selector = 0;
+	CHECK(ioctl(vcpu_fd, KVM_SET_SREGS, &sregs) == 0);
+	CHECK(ioctl(vcpu_fd, KVM_SET_REGS, &regs) == 0);
+}
+
+#define BOOT(flags, ...)                                                                                                         \
+	do {                                                                                                                     \
+		const unsigned char code[] = {__VA_ARGS__};                                                                      \
+		boot(code, sizeof(code), flags);                                                                                 \
+	} while (0)
+
+static void expect_exit(unsigned reason)
+{
+	CHECK(ioctl(vcpu_fd, KVM_RUN, 0) == 0, "exit reason %u", run->exit_reason);
+	CHECK(run->exit_reason == reason, "%u for %u", run->exit_reason, reason);
+}
+
+/* mov [0x4000],al; in al,0x10; out 0x11,al; hlt */
+static void port_and_memory(void)
+{
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0xa2, 0x00, 0x40, 0xe4, 0x10, 0xe6, 0x11, 0xf4);
+	expect_exit(KVM_EXIT_IO);
+	CHECK(ram[DATA] == 0x42, "the guest's store is in the page that the VMM has mapped");
+	CHECK(run->io.direction == KVM_EXIT_IO_IN && run->io.port == 0x10 && run->io.size == 1);
+	*((unsigned char *)run + run->io.data_offset) = 0x99;
+	expect_exit(KVM_EXIT_IO);
+	CHECK(run->io.direction == KVM_EXIT_IO_OUT && run->io.port == 0x11);
+	CHECK(*((unsigned char *)run + run->io.data_offset) == 0x99);
+	expect_exit(KVM_EXIT_HLT);
+}
+
+/* again: inc byte [0x4000]; out 0x10,al; jmp again */
+static void conversion_takes_the_page_from_the_vmm(void)
+{
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0xfe, 0x06, 0x00, 0x40, 0xe6, 0x10, 0xeb, 0xf8);
+	expect_exit(KVM_EXIT_IO);
+	CHECK(ram[DATA] == 1);
+	convert(gmem_fd, DATA, PAGE, PRIVATE);
+	/* a software-protected VM's guest has the private page where it had the shared one: nothing tells it */
+	expect_exit(KVM_EXIT_IO);
+	CHECK(is_bus_error(ram + DATA, false));
+	convert(gmem_fd, DATA, PAGE, SHARED);
+	CHECK(ram[DATA] == 2, "what the guest wrote while the page was private");
+	CHECK(close(gmem_fd) == 0);
+	expect_exit(KVM_EXIT_IO);
+	CHECK(ram[DATA] == 3);
+}
+
+static volatile sig_atomic_t handled;
+static pthread_t runner;
+
+static void count(int sig)
+{
+	(void)sig;
+	handled++;
+}
+
+static void *interrupter(void *argument)
+{
+	(void)argument;
+	while (!handled) {
+		pthread_kill(runner, SIGUSR1);
+		usleep(2000);
+	}
+	return NULL;
+}
+
+/* jmp $ */
+static void signals_interrupt(void)
+{
+	struct sigaction action = {.sa_handler = count};
+	sigset_t set, old;
+	pthread_t thread;
+
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0xeb, 0xfe);
+	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+	runner = pthread_self();
+	CHECK(pthread_create(&thread, NULL, interrupter, NULL) == 0);
+	FAILS(EINTR, ioctl(vcpu_fd, KVM_RUN, 0));
+	CHECK(handled >= 1 && run->exit_reason == KVM_EXIT_INTR);
+	CHECK(pthread_join(thread, NULL) == 0);
+	/* one that waits already */
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR1);
+	CHECK(pthread_sigmask(SIG_BLOCK, &set, &old) == 0);
+	handled = 0;
+	pthread_kill(runner, SIGUSR1);
+	run->immediate_exit = 1;
+	FAILS(EINTR, ioctl(vcpu_fd, KVM_RUN, 0));
+	CHECK(handled == 0, "a blocked signal isn't delivered");
+	CHECK(pthread_sigmask(SIG_SETMASK, &old, NULL) == 0);
+	CHECK(handled == 1);
+}
+
+static void *kicked(void *argument)
+{
+	(void)argument;
+	FAILS(EINTR, ioctl(vcpu_fd, KVM_RUN, 0));
+	return NULL;
+}
+
+/* again: inc word [0x4000]; jmp again -- while the page goes back and forth */
+static void converting_under_a_running_guest(void)
+{
+	struct sigaction action = {.sa_handler = count};
+	pthread_t thread;
+
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0xff, 0x06, 0x00, 0x40, 0xeb, 0xfa);
+	CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+	CHECK(pthread_create(&thread, NULL, kicked, NULL) == 0);
+	for (int i = 0; i < 50; i++) {
+		convert(gmem_fd, DATA, PAGE, PRIVATE);
+		CHECK(is_bus_error(ram + DATA, true));
+		convert(gmem_fd, DATA, PAGE, SHARED);
+		usleep(200);
+	}
+	while (*(volatile unsigned short *)(ram + DATA) == 0)
+		usleep(1000);
+	while (!handled) {
+		pthread_kill(thread, SIGUSR1);
+		usleep(2000);
+	}
+	CHECK(pthread_join(thread, NULL) == 0);
+}
+
+/* The slot's memory is the VMM's own; it's unmapped under the guest. */
+static void memory_that_goes_away(void)
+{
+	struct memory_region2 region = {.slot = 1, .guest_phys_addr = 0x10000, .memory_size = PAGE};
+	unsigned char *own = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	/* mov bx,0x1000; mov ds,bx; again: inc byte [0]; out 0x10,al; jmp again */
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0xbb, 0x00, 0x10, 0x8e, 0xdb, 0xfe, 0x06, 0x00, 0x00, 0xe6, 0x10, 0xeb, 0xf8);
+	region.userspace_addr = (uint64_t)own;
+	CHECK(ioctl(vm_fd, KVM_SET_USER_MEMORY_REGION2, &region) == 0);
+	expect_exit(KVM_EXIT_IO);
+	CHECK(own[0] == 1);
+	CHECK(mprotect(own, PAGE, PROT_READ) == 0);
+	FAILS(EFAULT, ioctl(vcpu_fd, KVM_RUN, 0));
+	CHECK(mprotect(own, PAGE, PROT_READ | PROT_WRITE) == 0);
+	expect_exit(KVM_EXIT_IO);
+	CHECK(own[0] == 2);
+	CHECK(munmap(own, PAGE) == 0);
+	FAILS(EFAULT, ioctl(vcpu_fd, KVM_RUN, 0));
+}
+
+static const struct test tests[] = {
+	{"port_and_memory", port_and_memory},
+	{"conversion_takes_the_page_from_the_vmm", conversion_takes_the_page_from_the_vmm},
+	{"signals_interrupt", signals_interrupt},
+	{"converting_under_a_running_guest", converting_under_a_running_guest},
+	{"memory_that_goes_away", memory_that_goes_away},
+	{NULL, NULL},
+};
+
+int main(int argc, char **argv)
+{
+	return run_tests(tests, argc, argv);
+}
