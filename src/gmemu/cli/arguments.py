@@ -13,7 +13,7 @@ from .outcome import UsageError
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[Any]
 
-__all__ = ["add_profile", "command", "cpu", "finish", "number", "u64"]
+__all__ = ["add_inject", "add_profile", "command", "cpu", "finish", "number", "u64"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,6 +53,17 @@ def finish(parser: argparse.ArgumentParser, handler: str) -> None:
 def add_profile(parser: argparse.ArgumentParser, about: str) -> None:
     """The option --profile."""
     parser.add_argument("--profile", metavar="P", help=f"{about}; gmemu profiles lists them")
+
+
+def add_inject(parser: argparse.ArgumentParser) -> None:
+    """The option --inject."""
+    parser.add_argument(
+        "--inject",
+        metavar="ORDER",
+        action="append",
+        default=[],
+        help="order a failure, such as 'psp LAUNCH_UPDATE nth=3 -> RESOURCE_LIMIT'; may be repeated (docs/faults.md)",
+    )
 
 
 def number(text: str) -> int:

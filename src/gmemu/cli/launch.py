@@ -16,6 +16,7 @@ from ..report.launch import Snapshot, SnpReport
 from ..report.progress import Progress
 from .guest import open_log, plan_data, plan_from, profile_named
 from .outcome import Outcome, UsageError
+from .sweep import faults_of, unmet
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,7 +31,8 @@ def snp(args: Namespace) -> Outcome:
     profile = profile_named(args.profile)
     firmware, origin = _firmware(args.firmware, args.seed)
     plan = plan_from(args, firmware)
-    with Kvm.open(profile, seed=args.seed) as kvm:
+    faults = faults_of(args)
+    with Kvm.open(profile, seed=args.seed, faults=faults) as kvm:
         with open_log(args.log, plan) as log, Progress("launching") as progress:
             launch = SnpLaunch(kvm, plan, flow=args.flow, policy=args.policy, log=log, progress=progress)
             launch.run()
@@ -40,7 +42,8 @@ def snp(args: Namespace) -> Outcome:
                 events = demo.run()
                 after = _snapshot(launch, [*plan.memory_regions(), RAM])
     report = SnpReport(plan, profile, launch.flow, origin, launch.calls, launch.measurement.hex(), launched, events, after)
-    return Outcome(report.data(plan_data(plan, profile)) if args.json else {}, report.text)
+    data = report.data(plan_data(plan, profile)) if args.json else {}
+    return Outcome(data, report.text, remarks=unmet(faults))
 
 
 def sev(args: Namespace) -> Outcome:

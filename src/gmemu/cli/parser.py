@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..report.traces import FORMATS
 from . import conform
-from .arguments import add_profile, command, cpu, finish, number, u64
+from .arguments import add_inject, add_profile, command, cpu, finish, number, u64
 
 if TYPE_CHECKING:
     from .arguments import Commands
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_rules(commands)
     conform.add_parser(commands)
     _add_explore(commands)
+    _add_programs(commands)
     _add_exec(commands)
     doctor = command(commands, "doctor", "what this machine offers: /dev/kvm, userfaultfd, OVMF, optional packages")
     finish(doctor, "doctor:doctor")
@@ -67,6 +68,7 @@ def _add_launch(commands: Commands) -> None:
     )
     snp.add_argument("--policy", metavar="X", type=u64, default=0x30000, help="guest policy (default: 0x30000)")
     snp.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
+    add_inject(snp)
     finish(snp, "launch:snp")
     tdx = command(
         platforms,
@@ -77,6 +79,7 @@ def _add_launch(commands: Commands) -> None:
     _add_td(tdx, firmware_required=False)
     tdx.add_argument("--flow", choices=("in-place", "copy"), help="as for snp (default: in-place if the profile has that)")
     tdx.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
+    add_inject(tdx)
     finish(tdx, "tdx:launch")
     cca = command(
         platforms,
@@ -230,3 +233,35 @@ def _add_exec(commands: Commands) -> None:
     run.add_argument("--inject", metavar="ORDER", action="append", default=[], help="a failure on order; repeatable")
     run.add_argument("program", metavar="PROGRAM", nargs="...", help="the program and its arguments, after --")
     finish(run, "exec:program")
+
+
+def _add_programs(commands: Commands) -> None:
+    run = command(
+        commands, "run", "run a Python VMM program as it is, on an emulated host that fails on order", epilog=_OF_PROGRAMS
+    )
+    add_inject(run)
+    _add_program(run)
+    finish(run, "sweep:run")
+    sweep = command(
+        commands,
+        "sweep",
+        "run a Python VMM program once for each point at which something could fail, with that failing",
+        epilog=_OF_PROGRAMS,
+    )
+    sweep.add_argument("--jobs", metavar="J", type=number, help="processes (default: one for each CPU)")
+    sweep.add_argument(
+        "--every", action="store_true", help="of many points that are alike in a call, all, and not just three"
+    )
+    sweep.add_argument(
+        "--only", metavar="WHAT", action="append", default=[], help="only failures of this kind, such as alloc; repeatable"
+    )
+    _add_program(sweep)
+    finish(sweep, "sweep:sweep")
+
+
+_OF_PROGRAMS = "Options come before the program; what follows it is the program's own."
+
+
+def _add_program(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("script", metavar="SCRIPT", help="the program, a Python file")
+    parser.add_argument("arguments", metavar="ARG", nargs=argparse.REMAINDER, help="its arguments")

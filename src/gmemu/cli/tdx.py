@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .guest import open_log, profile_named
 from .outcome import Outcome
+from .sweep import faults_of, unmet
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -47,8 +48,9 @@ def launch(args: Namespace) -> Outcome:
     profile = profile_named(args.profile)
     firmware, origin = _firmware(args.firmware, args.seed)
     plan = plan_tdx(firmware, args.vcpus)
+    faults = faults_of(args)
     with (
-        Kvm.open(profile, seed=args.seed, platform="intel") as kvm,
+        Kvm.open(profile, seed=args.seed, platform="intel", faults=faults) as kvm,
         open_log(args.log, plan, "tdx") as log,
         Progress("launching") as progress,
         TdxLaunch(kvm, plan, flow=args.flow, log=log, progress=progress) as started,
@@ -82,7 +84,7 @@ def launch(args: Namespace) -> Outcome:
         ]
         return "".join(parts)
 
-    return Outcome(data, text)
+    return Outcome(data, text, remarks=unmet(faults))
 
 
 def _firmware(path: str | None, seed: int) -> tuple[Any, str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..mm.file import File
     from ..mm.uaccess import UserPointer
 
-_GRACE = 100_000
+_GRACE = 10_000
 """Steps that a program has to tidy up in after it was told that it hangs."""
 
 __all__ = ["Call", "Faults", "Fired", "Observer"]
@@ -134,6 +134,8 @@ class Faults:
         self._call: Call | None = None
         self._held: list[_Held] = []
         self.hosts: list[Host] = []
+        self.at_end: Callable[[Host], None] = lambda host: None
+        """called with each host before it's switched off"""
         for order in orders:
             self.order(order)
 
@@ -176,6 +178,12 @@ class Faults:
         """`host` is being made."""
         self.hosts.append(host)
         host.memmap.inject = lambda count: self.allocate("page")
+
+    def detach(self, host: Host) -> None:
+        """`host` is about to be switched off."""
+        if host in self.hosts:
+            self.hosts.remove(host)
+            self.at_end(host)
 
     def entity(self, entity: object) -> None:
         """A trusted entity of the host was made: have it ask before each operation."""

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..kvm.rmm_platform import RmmPlatform
 from ..kvm.snp_platform import SnpPlatform
 from ..kvm.tdx_platform import TdxPlatform
+from ..uapi.rmi import Rmi
 from ..uapi.sev import PspCommand, PspStatus
 from ..uapi.tdx import TdcallLeaf, TdxLeaf
 from .language import What
@@ -64,4 +66,13 @@ def _tdx(faults: Faults, platform: TdxPlatform) -> None:
     platform.module.inject_tdcall = tdcall
 
 
-_ATTACH: dict[type, Callable[..., None]] = {SnpPlatform: _snp, TdxPlatform: _tdx}
+def _rmm(faults: Faults, platform: RmmPlatform) -> None:
+    def command(fid: Rmi, what: int) -> int | None:
+        if fid.name.startswith(("RTT_", "DATA_")):
+            return faults.decide(What.RMI, fid.name, gfn=what >> PAGE_SHIFT)
+        return faults.decide(What.RMI, fid.name, pfn=what)
+
+    platform.rmm.inject = command
+
+
+_ATTACH: dict[type, Callable[..., None]] = {SnpPlatform: _snp, TdxPlatform: _tdx, RmmPlatform: _rmm}

@@ -39,6 +39,8 @@ class What(StrEnum):
     """a leaf of the TDX module, called by the host"""
     TDCALL = "tdcall"
     """a leaf of the TDX module, called by a guest"""
+    RMI = "rmi"
+    """a command of the RMM (Arm CCA), called by the host"""
     SIGNAL = "signal"
     """the thread gets a signal, which is pending until its system call is over"""
     REF = "ref"
@@ -60,7 +62,7 @@ class At(StrEnum):
     """as it takes a lock"""
 
 
-NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL)
+NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI)
 """What has a name, and fails with a result; the others happen at some point of a call."""
 ON_PAGES = (What.REF, What.PIN, What.POISON)
 
@@ -150,7 +152,7 @@ class Order:
             raise OrderError("offset= is for ref, pin and poison, instead of gfn=")
         if self.offset is not None and self.offset % 4096:
             raise OrderError(f"offset={self.offset:#x} isn't the start of a page")
-        if self.pfn is not None and self.what not in (What.PSP, What.RMP, What.SEAMCALL):
+        if self.pfn is not None and self.what not in (What.PSP, What.RMP, What.SEAMCALL, What.RMI):
             raise OrderError(f"{self.what} knows no pfn")
         if self.gfn is not None and self.what in (What.ALLOC, What.SIGNAL):
             raise OrderError(f"{self.what} isn't about a guest page")

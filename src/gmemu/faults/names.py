@@ -8,7 +8,9 @@ from functools import cache
 
 from ..hw.snp.rmp import PsmashStatus, PvalidateStatus, RmpAdjustStatus, RmpUpdateStatus
 from ..uapi import kvm as uapi
+from ..uapi import kvm_arm64
 from ..uapi.ioctl import ioctl_type
+from ..uapi.rmi import Rmi, RmiStatus
 from ..uapi.sev import PspCommand, PspStatus, SevCmd
 from ..uapi.tdx import TdcallLeaf, TdxCmd, TdxLeaf, TdxStatus
 
@@ -19,6 +21,7 @@ ALLOCATION_SITES = (
     "gmem-inode",
     "kvm",
     "page",
+    "rmm-granule",
     "td-params",
     "tdx-page",
     "vcpu",
@@ -26,7 +29,7 @@ ALLOCATION_SITES = (
 )
 """What `Host.allocate` is called with, and "page" for page frames."""
 
-EVENT_KINDS = ("alloc", "psp", "rmp", "seamcall", "tdcall")
+EVENT_KINDS = ("alloc", "psp", "rmp", "seamcall", "tdcall", "rmi")
 
 _RMP = {"RMPUPDATE": RmpUpdateStatus, "PSMASH": PsmashStatus, "PVALIDATE": PvalidateStatus, "RMPADJUST": RmpAdjustStatus}
 
@@ -40,6 +43,7 @@ def names_of(kind: str) -> tuple[str, ...]:
         "rmp": tuple(_RMP),
         "seamcall": tuple(leaf.name for leaf in TdxLeaf),
         "tdcall": tuple(leaf.name for leaf in TdcallLeaf),
+        "rmi": tuple(Rmi.__members__),
     }.get(kind, ())
 
 
@@ -52,6 +56,8 @@ def results_of(kind: str) -> Mapping[str, int]:
         return {s.name: int(s) for s in PspStatus if s not in (PspStatus.SUCCESS, PspStatus.NO_FW_CALL)}
     if kind == "rmp":
         return {code.name: int(code) for status in _RMP.values() for code in status if code}
+    if kind == "rmi":
+        return {s.name: int(s) for s in RmiStatus if s}
     return {s.name: int(s) for s in TdxStatus if s}
 
 
@@ -69,7 +75,16 @@ def call_name(request: int, command: int, platform: str) -> str:
     if request == uapi.KVM_MEMORY_ENCRYPT_OP:
         commands = _SEV if platform == "amd" else _TDX
         return commands.get(command, "KVM_MEMORY_ENCRYPT_OP")
-    return uapi.ioctl_name(request)
+    return _arm64_ioctls().get(request) or uapi.ioctl_name(request)
+
+
+@cache
+def _arm64_ioctls() -> Mapping[int, str]:
+    return {
+        v: n
+        for n, v in vars(kvm_arm64).items()
+        if n.startswith("KVM_ARM") and type(v) is int and ioctl_type(v) == uapi.KVMIO
+    }
 
 
 @cache
@@ -77,4 +92,4 @@ def call_names() -> tuple[str, ...]:
     """Every name that a call can have."""
     magic = (uapi.KVMIO, uapi.KVM_GMEM_IO)
     ioctls = [n for n, v in vars(uapi).items() if n.startswith("KVM_") and type(v) is int and ioctl_type(v) in magic]
-    return (*sorted(ioctls), *dict.fromkeys((*_SEV.values(), *_TDX.values())), "fallocate")
+    return (*sorted((*ioctls, *_arm64_ioctls().values())), *dict.fromkeys((*_SEV.values(), *_TDX.values())), "fallocate")

@@ -24,6 +24,9 @@ class FaultPoints(Protocol):
     def attach(self, host: Host) -> None:
         """The host is being made; its memory is there."""
 
+    def detach(self, host: Host) -> None:
+        """The host is about to be switched off."""
+
     def entity(self, entity: object) -> None:
         """One of its trusted entities was made (SnpPlatform, TdxPlatform): what has an `inject` may be given one."""
 

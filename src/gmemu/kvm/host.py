@@ -196,6 +196,8 @@ class Host:
 
     def close(self) -> None:
         """Switch the machine off, whatever state it's in."""
+        if self.faults is not None:
+            self.faults.detach(self)
         self.memory.close()
 
     def __enter__(self) -> Host:

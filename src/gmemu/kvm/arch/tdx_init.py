@@ -170,8 +170,8 @@ def _create_td(td: TdxVm, params: td_params, cmd: kvm_tdx_cmd) -> None:
     td.hkid = platform.hkid_alloc()
     pages: list[int] = []
     try:
-        pages.append(platform.alloc_page())
-        pages += [platform.alloc_page() for _ in range(module.info.tdcs_pages)]
+        for _ in range(1 + module.info.tdcs_pages):
+            pages.append(platform.alloc_page())
         with platform.tdx_lock:
             status = sc_retry(lambda: module.mng_create(pages[0], td.hkid)).status
         if status == TdxStatus.RND_NO_ENTROPY:
@@ -233,7 +233,8 @@ def vcpu_init(td: TdxVm, vcpu: Vcpu, cmd: kvm_tdx_cmd) -> None:
     platform, module = td.platform, td.module
     pages: list[int] = []
     try:
-        pages += [platform.alloc_page() for _ in range(module.info.tdvps_pages)]
+        for _ in range(module.info.tdvps_pages):
+            pages.append(platform.alloc_page())
         status = module.vp_create(td.tdr, pages[0]).status
         if status:
             raise td.bug(status, "TDH_VP_CREATE")

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VMM in one page: launch a guest with private memory, serve its exits while it converts a page both ways, take it down.
+
+    python examples/launch_and_convert.py [software | snp | tdx] [PROFILE]
+
+It stands on `gmemu.vmm`, so failures that pass are waited out, and others end it with one sentence and status 1.  Hand it to
+`gmemu sweep` to see that.
+"""
+
+import sys
+from contextlib import ExitStack
+
+from gmemu import ExitReason, Kvm, VmType
+from gmemu.uapi.sev import SnpPageType
+from gmemu.vmm import Backoff, Vmm, VmmError, populate_snp, populate_tdx
+
+PAGE = 4096
+FIRMWARE, RAM = 0x100000, 0x200000
+CONTENTS = b"the guest's first instructions".ljust(4 * PAGE, b"\x90")
+TYPES = {"software": VmType.SW_PROTECTED, "snp": VmType.SNP, "tdx": VmType.TDX}
+
+
+def guest(cpu):
+    """What the guest does: use a page, share it, take it back."""
+    if hasattr(cpu, "accept") and kind != "software":
+        cpu.accept(RAM, PAGE)
+    cpu.store(RAM, b"secret")
+    if kind == "software":
+        for private in (False, True):
+            if cpu.map_gpa_range(RAM, PAGE, private=private):
+                cpu.triple_fault()
+    else:
+        cpu.convert(RAM, PAGE, private=False)
+        cpu.store(RAM, b"hello", shared=True)
+        cpu.convert(RAM, PAGE, private=True)
+    cpu.store(RAM, b"secret again")
+
+
+def launch(kvm, stack):
+    """The VM with its memory and one vCPU, launched as its platform wants it."""
+    vm = stack.enter_context(kvm.create_vm(TYPES[kind]))
+    if kind == "snp":
+        vm.snp.init2()
+    elif kind == "tdx":
+        vm.tdx.init_vm()
+    vm.enable_map_gpa_range()
+    vmm = Vmm(kvm, vm, Backoff.none())
+    stack.callback(vmm.close)
+    vcpu = stack.enter_context(vm.create_vcpu())
+    firmware = vmm.add_memory(FIRMWARE, len(CONTENTS))
+    vmm.add_memory(RAM, 4 * PAGE)
+    firmware.buffer[:] = CONTENTS
+    vmm.convert(FIRMWARE, len(CONTENTS), private=True)
+    vmm.convert(RAM, 4 * PAGE, private=True)
+    source = 0 if vmm.in_place else firmware.buffer.address
+    if kind == "snp":
+        vm.snp.launch_start()
+        populate_snp(vm.snp, FIRMWARE, len(CONTENTS), SnpPageType.NORMAL, source)
+        vm.snp.launch_finish()
+    elif kind == "tdx":
+        vcpu.tdx_init()
+        populate_tdx(vm.tdx, vcpu, FIRMWARE, len(CONTENTS), source, backoff=vmm.backoff)
+        vm.tdx.finalize_vm()
+    return vmm, vcpu
+
+
+def main():
+    with ExitStack() as stack:
+        kvm = stack.enter_context(Kvm.open(profile, platform="intel" if kind == "tdx" else "amd"))
+        vmm, vcpu = launch(kvm, stack)
+        exit_ = vmm.run(vcpu, guest)
+        if exit_.reason is not ExitReason.HLT:
+            raise VmmError(f"the guest ended with {exit_.reason.name}")
+    print(f"{kind}: launched, converted both ways, taken down (simulated)")
+
+
+kind = sys.argv[1] if len(sys.argv) > 1 else "software"
+profile = sys.argv[2] if len(sys.argv) > 2 else "inplace-v13"
+try:
+    main()
+except (OSError, VmmError) as error:
+    sys.exit(f"launch_and_convert: {error}")
