@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .hw.memory import PAGE_SHIFT
 from .invariants import InvariantViolation
+from .kvm.guest_memfd.inode import ATTRIBUTE_PENDING
 from .mm.swap import PAGEVEC_SIZE
 from .uapi.kvm import KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["check_host"]
 
 V = TypeVar("V")
+
+_ATTRIBUTES = frozenset({0, KVM_MEMORY_ATTRIBUTE_PRIVATE, ATTRIBUTE_PENDING})
 
 
 def check_host(host: Host, held: Mapping[int, int] | None = None) -> None:
@@ -134,7 +137,9 @@ def _check_inode(inode: GmemInode) -> None:
     at, before = 0, None
     for start, end, value in inode.attributes.runs():
         _require(start == at, f"guest_memfd {inode.ino} has no attribute for file pages {at:#x}-{start:#x}")
-        _require(value in (0, KVM_MEMORY_ATTRIBUTE_PRIVATE), f"file page {start:#x} has attribute {value:#x}")
+        _require(
+            value in (0, KVM_MEMORY_ATTRIBUTE_PRIVATE, ATTRIBUTE_PENDING), f"file page {start:#x} has attribute {value:#x}"
+        )
         _require(value != before, f"the attribute runs at file page {start:#x} aren't merged")
         at, before = end, value
         private = value == KVM_MEMORY_ATTRIBUTE_PRIVATE

@@ -22,6 +22,10 @@ def _call(action: Callable[[], None]) -> None:
     action()
 
 
+def _convert(convert: Callable[[], None], let_go: Callable[[], None]) -> None:
+    convert()
+
+
 class UserSpace(NamedTuple):
     """A VMM that keeps the contract."""
 
@@ -29,5 +33,7 @@ class UserSpace(NamedTuple):
     """(snp, gpa, length in bytes, page type, user address of the source)"""
     on_busy: Callable[[Callable[[], None]], None] = _call
     """(let_go): a conversion was refused as somebody holds the page; `let_go` asks that one to let go of it"""
+    on_hypercall: Callable[[Callable[[], None], Callable[[], None]], None] = _convert
+    """(convert, let_go): the guest asks for a conversion; `convert` makes the call, `let_go` lets go of the pages"""
     before_discard: Callable[[Callable[[], None]], None] = _call
     """(unmap): memory is about to be discarded; `unmap` takes it from devices (RamDiscardManager)"""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .host import Host
     from .memslots import Memslot
     from .mmu import PageFault
+    from .vcpu import Vcpu
     from .vm import Vm
 
 __all__ = ["Design"]
@@ -51,6 +52,15 @@ _GMEM_IOCTLS: dict[str, dict[int, Callable[[GmemFile, UserPointer], int]]] = {
     },
     "content": {KVM_SET_MEMORY_ATTRIBUTES2: content.kvm_gmem_set_attributes_content},
 }
+
+
+def _map_gpa_range_exit(
+    vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: Callable[[int], int], flags: int
+) -> int:
+    """User space converts, or refuses."""
+    from .run import map_gpa_range_exit
+
+    return map_gpa_range_exit(vcpu, gpa, npages, attributes, complete, flags)
 
 
 class Design(NamedTuple):
@@ -82,8 +92,10 @@ class Design(NamedTuple):
     """(sev, gfn)"""
     content_modes: Callable[[VmArch, bool], int]
     """(arch, towards private): what RFC v5's conversions promise of the contents"""
-    guest_lookup: Callable[[GmemInode], AbstractContextManager[None]]
-    """what a guest's fault holds while it looks a page up"""
+    map_gpa_range: Callable[[Vcpu, int, int, int, Callable[[int], int], int], int]
+    """(vcpu, gpa, pages, attributes, complete, flags): a guest that isn't encrypted asks for a conversion"""
+    guest_lookup: Callable[[GmemInode, int], AbstractContextManager[None]]
+    """(inode, index): what a guest's fault holds while it looks a page up"""
     may_prefault: Callable[[VmArch], bool]
     unbind: Callable[[Vm, Memslot], None]
     """a slot is being deleted"""
@@ -110,6 +122,7 @@ class Design(NamedTuple):
             map_private_pfn=map_private_pfn,
             handle_rmp_fault=handle_rmp_fault if profile.in_place else handle_rmp_fault_unchecked,
             content_modes=content.content_modes,
+            map_gpa_range=_map_gpa_range_exit,
             guest_lookup=inode.GmemInode.locked_for_lookup,
             may_prefault=may_prefault,
             unbind=binding.kvm_gmem_unbind,

@@ -194,7 +194,7 @@ def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
         return 1
 
     flags = KVM_EXIT_HYPERCALL_LONG_MODE if exit_.long_mode else 0
-    return map_gpa_range_exit(vcpu, gpa, npages, attributes, complete, flags)
+    return vcpu.vm.host.design.map_gpa_range(vcpu, gpa, npages, attributes, complete, flags)
 
 
 def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: object, flags: int = 0) -> int:

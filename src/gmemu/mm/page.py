@@ -44,6 +44,8 @@ class Memmap:
         """Asked before pages (pfn, count) are freed; raise if something still owns them."""
         self.inject: Callable[[int], bool] | None = None
         """asked before so many pages are allocated: whether that is to fail"""
+        self.put_hooks: list[Callable[[int, int], None]] = []
+        """Told of pages (first pfn, end) that lost a reference and have others left."""
         self.nr_allocated = 0
         self.mmlist: WeakSet[AddressSpace] = WeakSet()
         """every address space, for those who check what must hold in all of them"""
@@ -111,6 +113,9 @@ class Memmap:
             self.refs.set(start, end, left or None)
             if not left:
                 self._free_pages(start, end - start)
+                continue
+            for hook in self.put_hooks:
+                hook(start, end)
 
     def pin(self, pfn: int, count: int = 1) -> None:
         """What FOLL_PIN adds: GUP_PIN_COUNTING_BIAS references a page."""

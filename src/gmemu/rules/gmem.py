@@ -162,6 +162,13 @@ GET_PFN_POISON = rule(
     _GMEM + "__kvm_gmem_get_pfn()",
     advice="Punch a hole at the page to have a new one.",
 )
+GET_PFN_PENDING = rule(
+    "gmem.get-pfn.pending",
+    EFAULT,
+    "a page that is to become private and is still held can't be given to the guest",
+    "no kernel; the third state of discussion A (D2)",
+    advice="Have whoever holds the page let go of it, and run the vCPU again.",
+)
 
 # KVM_SET_MEMORY_ATTRIBUTES2
 

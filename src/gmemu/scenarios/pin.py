@@ -18,7 +18,12 @@ class PinAgainstConversion(OnePage):
     name = "pin"
     question = "Can a page be private while somebody who pinned it when it was shared goes on using it?"
     source = "guest-memfd S09, S10; 3.4"
-    broken_by = {"no-reference-check": Kind.ASSERTION, "check-before-unmap": Kind.ASSERTION}
+    broken_by = {
+        "no-reference-check": Kind.ASSERTION,
+        "check-before-unmap": Kind.ASSERTION,
+        "refcount-wait": Kind.LIVELOCK,
+    }
+    holds_with = ("refcount-third-state",)
 
     def tasks(self) -> None:
         self.memory[0] = 1
@@ -33,4 +38,4 @@ class PinAgainstConversion(OnePage):
 
     def holds(self) -> None:
         assert self.seen != {"convert": "converted", "pin": "pinned"}, "the page is private, and pinned as shared"
-        assert self.seen["convert"] in ("converted", BUSY)
+        assert self.seen["convert"] in ("converted", "pending", BUSY)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..api import ConversionRefused
 from ..explore.verdict import Kind
 from ..mm.gup import get_user_pages_fast
+from ..rules import KernelError
 from ..uapi.mman import FOLL_PIN
 from .worlds import PAGE, OnePage
 
@@ -19,13 +20,14 @@ class PinRetry(OnePage):
     name = "pin-retry"
     question = "Does a VMM whose conversion is refused ever get through?"
     source = "guest-memfd S10; discussion A; D2"
-    broken_by = {"vmm-retries-blindly": Kind.LIVELOCK}
+    broken_by = {"vmm-retries-blindly": Kind.LIVELOCK, "refcount-wait": Kind.LIVELOCK}
+    holds_with = ("refcount-third-state", "vmm-retries-blindly+refcount-third-state")
 
     def tasks(self) -> None:
         self.memory[0] = 1
         self.host.lru.lru_add_drain_all()
         self.stopping = False
-        self.refusals = 0
+        self.tries = 0
         self.pin()
         self.task("vmm", self.convert_when_free)
         self.task("driver", self.io)
@@ -37,16 +39,21 @@ class PinRetry(OnePage):
 
     def convert_when_free(self) -> str:
         """The conversion, until it isn't refused."""
-        while True:
-            try:
-                self.gmem.make_private(0, PAGE)
-            except ConversionRefused:
-                self.runtime.writes(("driver", self))
-                self.refusals += 1
-                self.user_space.on_busy(self.stop)
-                self.runtime.retry()
-            else:
-                return "converted"
+        while not self.convert_once():
+            self.user_space.on_busy(self.stop)
+            self.runtime.retry()
+        return "converted"
+
+    def convert_once(self) -> bool:
+        """One try; whether it wasn't refused."""
+        try:
+            self.gmem.make_private(0, PAGE)
+            return True
+        except ConversionRefused:
+            return False
+        finally:
+            self.runtime.writes(("driver", self))
+            self.tries += 1
 
     def stop(self) -> None:
         """Tell the driver to begin nothing new."""
@@ -54,18 +61,24 @@ class PinRetry(OnePage):
         self.stopping = True
 
     def io(self) -> str:
-        """One request after the other, until told to stop; one ends between two tries of the VMM's."""
+        """One request after the other, until told to stop; one ends after each try of the VMM's."""
         pfn, ended = self.pfn(), 0
         while True:
             self.runtime.reads(("driver", self))
             if self.stopping:
-                self.host.memmap.unpin(pfn)
+                self.let_go(pfn)
                 return "stopped"
-            if ended < self.refusals:
-                again, ended = self.pin(), self.refusals
-                self.host.memmap.unpin(pfn)
+            if ended < self.tries:
+                try:
+                    again, ended = self.pin(), self.tries
+                except KernelError:
+                    self.let_go(pfn)
+                    return "refused"
+                self.let_go(pfn)
                 pfn = again
             self.runtime.retry()
 
     def holds(self) -> None:
-        assert self.seen == {"vmm": "converted", "driver": "stopped"}
+        assert self.seen["vmm"] == "converted"
+        assert self.seen["driver"] in ("stopped", "refused")
+        assert self.inode.private_run(0, 1) == 1, "the page never became private"

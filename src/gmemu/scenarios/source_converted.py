@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from .worlds import BUSY, PAGE, SnpLaunch
 
 __all__ = ["SourceConverted"]
@@ -15,6 +16,8 @@ class SourceConverted(SnpLaunch):
     name = "source-converted"
     question = "What if the source of populate, in the same guest_memfd, is converted meanwhile?"
     source = "guest-memfd S39"
+    broken_by = {"refcount-wait": Kind.LIVELOCK}
+    holds_with = ("refcount-third-state",)
 
     def tasks(self) -> None:
         self.convert(0)
@@ -23,7 +26,7 @@ class SourceConverted(SnpLaunch):
         self.task("convert", lambda: self.convert(1))
 
     def holds(self) -> None:
-        assert self.seen["convert"] in ("converted", BUSY)
+        assert self.seen["convert"] in ("converted", "pending", BUSY)
         assert self.seen["populate"] in ("populated", "snp.update.failed")
         if self.seen["convert"] == BUSY:
             assert self.seen["populate"] == "populated", "the source was held, so populate had it"

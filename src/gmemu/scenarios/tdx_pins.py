@@ -16,7 +16,10 @@ class TdxPins(TdxRunning):
     name = "tdx-pins"
     question = "Does KVM's own hold on a private page keep it from becoming shared?"
     source = "discussion B; D5"
-    broken_by = {"tdx-pins-private+check-both-ways": Kind.ASSERTION}
+    broken_by = {
+        "tdx-pins-private+check-both-ways": Kind.ASSERTION,
+        "tdx-pins-private+check-both-ways+refcount-wait": Kind.LIVELOCK,
+    }
     holds_with = ("tdx-pins-private", "check-both-ways")
     pages = 1
 

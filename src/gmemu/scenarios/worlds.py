@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..explore.scenario import PAGE, Scenario
 from ..kvm.arch.snp import SnpVm
-from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, VmType
+from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, KVM_MEMORY_ATTRIBUTE_PRIVATE, VmType
 from ..uapi.sev import SnpPageType
 
 if TYPE_CHECKING:
@@ -47,14 +47,20 @@ class GuestMemory(Scenario):
         raise NotImplementedError
 
     def convert(self, page: int = 0, pages: int = 1) -> str:
-        """The conversion to private."""
+        """The conversion to private: whether it's done, or only begun (in designs with a third state)."""
         self.gmem.make_private(page * PAGE, pages * PAGE)
-        return "converted"
+        return "converted" if self.inode.attributes.covers(page, page + pages, KVM_MEMORY_ATTRIBUTE_PRIVATE) else "pending"
 
     def share(self, page: int = 0, pages: int = 1) -> str:
         """The conversion to shared."""
         self.gmem.make_shared(page * PAGE, pages * PAGE)
         return "shared"
+
+    def let_go(self, pfn: int) -> None:
+        """unpin_user_page(), as a system call does it."""
+        previous = self.runtime.enter(self.host.init.task)
+        self.host.memmap.unpin(pfn)
+        self.runtime.leave(previous)
 
     @property
     def kvm_vm(self) -> KvmVm:

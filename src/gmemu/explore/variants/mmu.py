@@ -33,7 +33,7 @@ def _look_again_locked(vm: Vm, fault: PageFault) -> bool:
         return vm.attributes.is_private(fault.gfn) != fault.private
 
 
-def _unlocked(inode: GmemInode) -> AbstractContextManager[None]:
+def _unlocked(inode: GmemInode, index: int) -> AbstractContextManager[None]:
     """Nothing is held."""
     return nullcontext()
 

@@ -67,7 +67,7 @@ def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
     inode, index = file.gmem_inode, slot.gmem_index(gfn)
     mapping = inode.mapping
     try:
-        with vm.host.design.guest_lookup(inode):
+        with vm.host.design.guest_lookup(inode, index):
             folio = get_pfn_locked(file, slot, index)
             try:
                 mapping.clear_folio(folio)

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from ..host import Host
     from .file import GmemFile
 
-__all__ = ["LAST_INDEX", "GmemInode"]
+__all__ = ["ATTRIBUTE_PENDING", "LAST_INDEX", "GmemInode"]
 
 LAST_INDEX = 1 << 52
 """One past any file page that an offset can name: a slot bound by kernels that don't see S17 can lie beyond the file."""
+
+
+ATTRIBUTE_PENDING = 1 << 62
+"""Neither shared nor private: only designs with a third state store it (D2)."""
 
 
 class GmemInode(Inode):
@@ -43,7 +47,7 @@ class GmemInode(Inode):
         self.files: list[GmemFile] = []
         host.gmem_inodes.add(self)
 
-    def locked_for_lookup(self) -> AbstractContextManager[None]:
+    def locked_for_lookup(self, index: int) -> AbstractContextManager[None]:
         """What a guest's fault holds while it looks a page up: the same as the host's."""
         return self.lookup_lock
 
