@@ -33,10 +33,19 @@ UNION = {
     kvm.kvm_exit_io: "io",
     kvm.kvm_exit_memory_fault: "memory_fault",
     kvm.kvm_exit_mmio: "mmio",
+    kvm.kvm_exit_msr: "msr",
     kvm.kvm_exit_system_event: "system_event",
 }
 # Members that the kernel named after the structure itself had been published; old headers have padding there, or a hole.
-LATE = {"kvm_exit_hypercall.flags", "kvm_sev_cmd.pad0"}
+LATE = {"kvm_exit_hypercall.flags", "kvm_msr_filter.pad", "kvm_sev_cmd.pad0"}
+# Members of a structure within, which has no name of its own.
+INNER = {"kvm_vcpu_events": ("exception", "interrupt", "nmi", "smi", "triple_fault")}
+RENAMED = {
+    "kvm_guest_debug.debugreg": "arch.debugreg",
+    "kvm_msr_filter.raw_ranges": "ranges",
+    "kvm_vcpu_events.exception_has_payload": "exception_has_payload",
+    "kvm_vcpu_events.exception_payload": "exception_payload",
+}
 # Declared as a head; C has the rest.
 HEADS = {kvm.kvm_run}
 
@@ -103,6 +112,16 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
     return compiler
 
 
+def c_member(cls: type[Struct], name: str) -> str:
+    """A member's name in C."""
+    if (renamed := RENAMED.get(f"{cls.__name__}.{name}")) is not None:
+        return renamed
+    for inner in INNER.get(cls.__name__, ()):
+        if name.startswith(f"{inner}_"):
+            return f"{inner}.{name.removeprefix(f'{inner}_')}"
+    return name
+
+
 def c_type(cls: type[Struct]) -> str:
     return f"__typeof__(((struct kvm_run *)0)->{UNION[cls]})" if cls in UNION else f"struct {cls.__name__}"
 
@@ -116,7 +135,11 @@ def test_structures(compiler: Compiler) -> None:
     both = [cls for cls in ALL if known(cls)]
     assert kvm.kvm_userspace_memory_region in both
     sizes = {cls.__name__: (f"sizeof({c_type(cls)})", cls.SIZE) for cls in both if cls not in HEADS}
-    offsets = {f"{cls.__name__}.{m}": (f"offsetof({c_type(cls)}, {m})", at) for cls in both for m, at in cls.OFFSETS.items()}
+    offsets = {
+        f"{cls.__name__}.{m}": (f"offsetof({c_type(cls)}, {c_member(cls, m)})", at)
+        for cls in both
+        for m, at in cls.OFFSETS.items()
+    }
     absent = {name for name in LATE & offsets.keys() if not compiler.compiles(f"\t(void){offsets[name][0]};\n")}
     checked = {name: pair for name, pair in (sizes | offsets).items() if name not in absent}
     found = compiler.run("".join(f'\tprintf("{name} %zu\\n", {c});\n' for name, (c, _) in checked.items()))

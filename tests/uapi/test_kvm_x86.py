@@ -5,18 +5,34 @@ from gmemu.uapi import kvm_x86
 from gmemu.uapi.layout import Struct
 
 SIZES = {
+    "kvm_clock_data": 48,
     "kvm_cpuid2": 8,
     "kvm_cpuid_entry2": 40,
+    "kvm_debug_exit_arch": 32,
     "kvm_debugregs": 128,
     "kvm_dtable": 16,
     "kvm_fpu": 416,
+    "kvm_guest_debug": 72,
+    "kvm_irqchip": 520,
+    "kvm_lapic_state": 1024,
     "kvm_msr_entry": 16,
+    "kvm_msr_filter": 392,
+    "kvm_msr_filter_range": 24,
+    "kvm_msr_list": 4,
     "kvm_msrs": 8,
+    "kvm_pit_config": 64,
+    "kvm_pit_state2": 112,
     "kvm_regs": 144,
     "kvm_segment": 24,
     "kvm_sregs": 312,
+    "kvm_sregs2": 320,
+    "kvm_sync_regs": 520,
+    "kvm_tpr_access_ctl": 40,
+    "kvm_translation": 24,
+    "kvm_vcpu_events": 64,
     "kvm_xcr": 16,
     "kvm_xcrs": 392,
+    "kvm_xsave": 4096,
 }
 
 

@@ -211,11 +211,15 @@ class DeviceAccess(NamedTuple):
 
 
 class ExceptionIntercept(NamedTuple):
-    """The guest's code raised an exception that KVM wants to see.  `software`: by INT3 or its like, which is behind RIP."""
+    """The guest's code raised an exception that KVM wants to see.  `software`: by INT3 or its like, which is behind RIP.
+
+    `dr6` is what DR6 tells of a debug exception.
+    """
 
     vector: int
     error_code: int | None
     software: bool
+    dr6: int = 0
 
 
 class EmulationFailure(NamedTuple):

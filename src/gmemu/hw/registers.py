@@ -42,12 +42,15 @@ class RegisterSource(Protocol):
     def fetch_fpu(self) -> kvm_fpu:
         """x87 and SSE."""
 
+    def fetch_shadow(self) -> int:
+        """Whether interrupts are held off for one instruction."""
+
     def fetch_msrs(self) -> dict[int, int]:
         """`ENGINE_MSRS`."""
 
 
 class Registers:
-    """All of them.  `dirty` and `stale` name groups (regs, sregs, fpu, msrs, xcr0): to be loaded, or newer in the engine."""
+    """All of them.  `dirty` and `stale` name groups (regs, sregs, fpu, msrs...): to be loaded, or newer in the engine."""
 
     def __init__(self, bootstrap: bool) -> None:
         self.source: RegisterSource | None = None
@@ -77,13 +80,13 @@ class Registers:
         self._msrs: dict[int, int] = {MSR_IA32_CR_PAT: PAT_DEFAULT}
         self.debugregs = kvm_debugregs(dr6=0xFFFF0FF0, dr7=0x400)
         self.xcr0 = 1
-        self.interrupt_shadow = 0
-        self.dirty = {"regs", "sregs", "fpu", "msrs", "xcr0"}
+        self._shadow = 0
+        self.dirty = {"regs", "sregs", "fpu", "msrs", "xcr0", "shadow"}
         self.stale.clear()
 
     def changed_by_engine(self) -> None:
         """Guest code ran: what is here is old."""
-        self.stale |= {"regs", "sregs", "fpu", "msrs"}
+        self.stale |= {"regs", "sregs", "fpu", "msrs", "shadow"}
 
     def _fetch(self, group: str) -> RegisterSource | None:
         if group not in self.stale or self.source is None:
@@ -131,6 +134,18 @@ class Registers:
     def fpu(self, value: kvm_fpu) -> None:
         self._fpu = value
         self._set("fpu")
+
+    @property
+    def shadow(self) -> int:
+        """1 if interrupts are held off for one instruction, by STI or a load of SS."""
+        if source := self._fetch("shadow"):
+            self._shadow = source.fetch_shadow()
+        return self._shadow
+
+    @shadow.setter
+    def shadow(self, value: int) -> None:
+        self._shadow = value
+        self._set("shadow")
 
     @property
     def msrs(self) -> dict[int, int]:

@@ -21,7 +21,7 @@ class Clock:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self.khz = vm.default_tsc_khz
-        self.offset = -self._raw()
+        self.offset = 0
         self._synchronize(0)
 
     def _raw(self) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "kvm_cpuid",
     "set_cpuid2",
     "supported",
+    "get_emulated_cpuid",
 ]
 
 MAX_ENTRIES = 256
@@ -110,6 +111,11 @@ def _give(mm: AddressSpace, arg: UserPointer, entries: list[kvm_cpuid_entry2]) -
 def get_supported_cpuid(host: Host, arg: UserPointer) -> int:
     """kvm_dev_ioctl_get_cpuid()."""
     return _give(host.rt.current.mm, arg, supported(host))
+
+
+def get_emulated_cpuid(host: Host, arg: UserPointer) -> int:
+    """KVM_GET_EMULATED_CPUID: what KVM would emulate though the processor lacks it: MOVBE and RDPID."""
+    return _give(host.rt.current.mm, arg, [_e(0, 7, 0, 0, 0), _e(1, 0, 0, 1 << 22, 0), _e(7, 0, 0, 1 << 22, 0, 0)])
 
 
 def get_cpuid2(vcpu: Vcpu, arg: UserPointer) -> int:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 __all__ = ["debug_exit", "handle_exception"]
 
 _DB, _BP = 1, 3
-_DR6_BS = 1 << 14
 
 
 def debug_exit(vcpu: Vcpu, exception: int, dr6: int, pc: int) -> int:
@@ -33,5 +32,4 @@ def handle_exception(vcpu: Vcpu, exit_: ExceptionIntercept) -> int:
         regs.rip -= 1  # INT3 reports as a fault, as SVM does
         vcpu.regs = regs
         return debug_exit(vcpu, _BP, 0, base + regs.rip)
-    dr6 = vcpu.debugregs.dr6
-    return debug_exit(vcpu, _DB, dr6 | 0xFFFF0FF0, base + regs.rip)
+    return debug_exit(vcpu, _DB, exit_.dr6 | 0xFFFF0FF0, base + regs.rip)

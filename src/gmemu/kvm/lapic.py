@@ -49,7 +49,6 @@ class LocalApic:
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
-        self.nmi_pending = 0
         self.sipi_vector = 0
         self.tsc_deadline = 0
         self._expires: int | None = None
@@ -118,7 +117,15 @@ class LocalApic:
     def state(self) -> bytes:
         """KVM_GET_LAPIC."""
         self._set(_TIMER_CURRENT, self._current_count())
-        return bytes(self._registers)
+        state = self._registers.copy()
+        if self.x2apic and not self._vcpu.vm.x2apic_format:
+            state[_ID : _ID + 4] = (self._vcpu.id << 24 & _U32).to_bytes(4, "little")
+        return bytes(state)
+
+    def id_fits(self, state: bytes) -> bool:
+        """kvm_apic_state_fixup(): in x2APIC mode the id can't be other than the vCPU's."""
+        given = int.from_bytes(state[_ID : _ID + 4], "little")
+        return given == (self._vcpu.id if self._vcpu.vm.x2apic_format else self._vcpu.id << 24)
 
     def set_state(self, state: bytes) -> None:
         """KVM_SET_LAPIC."""
@@ -263,6 +270,9 @@ class LocalApic:
         if vector < 0:
             return
         self._assign(_ISR, vector, False)
+        chip = self._vcpu.vm.irqchip
+        if chip is not None and self._get(_TMR + 16 * (vector >> 5)) >> (vector & 31) & 1:
+            chip.eoi(vector)
         self._vcpu.kick()
 
     @property
@@ -379,7 +389,7 @@ def send(targets: list[Vcpu], mode: int, vector: int) -> None:
         if mode == DELIVERY_FIXED:
             apic.accept(vector)
         elif mode == DELIVERY_NMI:
-            apic.nmi_pending += 1
+            vcpu.nmi_pending = min(vcpu.nmi_pending + 1, 2)
             vcpu.kick()
         elif mode == DELIVERY_INIT:
             vcpu.init_received()

@@ -29,6 +29,7 @@ from ..uapi.kvm import (
     KVM_SET_REGS,
     KVM_SET_SREGS,
     KVM_SET_XCRS,
+    Cap,
     MpState,
     kvm_enable_cap,
     kvm_mp_state,
@@ -50,9 +51,10 @@ from .msr import MsrError, get_msr, set_msr
 if TYPE_CHECKING:
     from .vcpu import Vcpu
 
-__all__ = ["IOCTLS"]
+__all__ = ["IOCTLS", "valid_sregs"]
 
 S = TypeVar("S", bound=Struct)
+VcpuIoctl = Callable[["Vcpu", UserPointer], int]
 
 _CR0_RESERVED = ~0xE005003F & (1 << 64) - 1
 _EFER_KNOWN = 0xFD01
@@ -75,24 +77,26 @@ def _getter(name: str) -> Callable[[Vcpu, UserPointer], int]:
     return get
 
 
-def _setter(name: str, layout: type[S], valid: Callable[[S], None] | None = None) -> Callable[[Vcpu, UserPointer], int]:
+def _setter(
+    name: str, layout: type[S], valid: Callable[[Vcpu, S], None] | None = None
+) -> Callable[[Vcpu, UserPointer], int]:
     def set_(vcpu: Vcpu, arg: UserPointer) -> int:
         value = copy_from_user(vcpu.vm.rt.current.mm, layout, arg)
         _protected(vcpu, f"writing {name}")
         if valid is not None:
-            valid(value)
+            valid(vcpu, value)
         setattr(vcpu, name, value)
         return 0
 
     return set_
 
 
-def _fix_rflags(regs: kvm_regs) -> None:
+def _fix_rflags(vcpu: Vcpu, regs: kvm_regs) -> None:
     """__set_regs(): bit 1 reads as 1 always."""
     regs.rflags |= 2
 
 
-def _valid_sregs(sregs: kvm_sregs) -> None:
+def valid_sregs(vcpu: Vcpu, sregs: kvm_sregs) -> None:
     """kvm_is_valid_sregs(): long mode needs paging and PAE; no reserved bits."""
     paging, protection = sregs.cr0 >> 31 & 1, sregs.cr0 & 1
     if sregs.cr0 & _CR0_RESERVED or (paging and not protection) or (sregs.cr0 >> 29 & 3) == 1:
@@ -108,7 +112,7 @@ def _valid_sregs(sregs: kvm_sregs) -> None:
         raise rules.SREGS_INVALID(f"efer {sregs.efer:#x} with cr0 {sregs.cr0:#x}")
 
 
-def _valid_debugregs(regs: kvm_debugregs) -> None:
+def _valid_debugregs(vcpu: Vcpu, regs: kvm_debugregs) -> None:
     if regs.flags or regs.dr6 >> 32 or regs.dr7 >> 32:
         raise rules.DEBUGREGS_INVALID(f"flags {regs.flags:#x}, dr6 {regs.dr6:#x}, dr7 {regs.dr7:#x}")
 
@@ -145,8 +149,12 @@ def _get_mp_state(vcpu: Vcpu, arg: UserPointer) -> int:
 def _set_mp_state(vcpu: Vcpu, arg: UserPointer) -> int:
     """kvm_arch_vcpu_ioctl_set_mpstate(): without an in-kernel local APIC a vCPU can only be runnable."""
     state = copy_from_user(vcpu.vm.rt.current.mm, kvm_mp_state, arg).mp_state
-    if state != MpState.RUNNABLE:
+    if state != MpState.RUNNABLE and (vcpu.apic is None or state > MpState.SIPI_RECEIVED):
         raise rules.MP_STATE_INVALID(f"{state}")
+    if state == MpState.SIPI_RECEIVED and vcpu.apic is not None:
+        vcpu.mp_state = MpState.INIT_RECEIVED
+        vcpu.sipi_received(vcpu.apic.sipi_vector)
+        return 0
     vcpu.mp_state = MpState(state)
     return 0
 
@@ -195,9 +203,12 @@ def _get_msrs(vcpu: Vcpu, arg: UserPointer) -> int:
 
 
 def _enable_cap(vcpu: Vcpu, arg: UserPointer) -> int:
-    """kvm_vcpu_ioctl_enable_cap(): none of a vCPU's capabilities bears on memory."""
+    """kvm_vcpu_ioctl_enable_cap(): of a vCPU's capabilities there is the one that enforces what its CPUID says of KVM."""
     cap = copy_from_user(vcpu.vm.rt.current.mm, kvm_enable_cap, arg)
-    raise rules.ENABLE_CAP(f"capability {cap.cap} on a vCPU")
+    if cap.flags or cap.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
+        raise rules.ENABLE_CAP(f"capability {cap.cap} on a vCPU")
+    vcpu.pv_enforced = bool(cap.args[0])
+    return 0
 
 
 IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
@@ -205,7 +216,7 @@ IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
     KVM_GET_REGS: _getter("regs"),
     KVM_SET_REGS: _setter("regs", kvm_regs, _fix_rflags),
     KVM_GET_SREGS: _getter("sregs"),
-    KVM_SET_SREGS: _setter("sregs", kvm_sregs, _valid_sregs),
+    KVM_SET_SREGS: _setter("sregs", kvm_sregs, valid_sregs),
     KVM_GET_FPU: _getter("fpu"),
     KVM_SET_FPU: _setter("fpu", kvm_fpu),
     KVM_GET_DEBUGREGS: _getter("debugregs"),

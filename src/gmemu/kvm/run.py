@@ -16,12 +16,15 @@ from ..uapi.kvm import (
     KVM_HC_MAP_GPA_RANGE,
     KVM_INTERNAL_ERROR_EMULATION,
     ExitReason,
+    MpState,
     kvm_exit_hypercall,
     kvm_exit_internal_error,
     kvm_exit_io,
     kvm_exit_mmio,
 )
 from ..uapi.kvm_x86 import KVM_EXIT_HYPERCALL_LONG_MODE
+from .devices import mmio, pio
+from .interrupts import block, inject
 from .mmu import RetPf
 
 if TYPE_CHECKING:
@@ -56,8 +59,19 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
             raise rules.RUN_SIGNAL()
         if vm.vm_dead:
             raise rules.VM_DEAD()
+        if vcpu.mp_state is not MpState.RUNNABLE and not vcpu.guest_state_protected and vcpu.machine is not None:
+            _wait_for_start(vcpu)
         if _enter_guest(vcpu) <= 0:
             return 0
+
+
+def _wait_for_start(vcpu: Vcpu) -> None:
+    """A vCPU that is halted, or that nobody has started, waits.  Raises EAGAIN when the latter is started (vcpu_run)."""
+    waited_for_startup = vcpu.mp_state is not MpState.HALTED
+    block(vcpu)
+    if waited_for_startup:
+        vcpu.set_exit(ExitReason.INTR)
+        raise rules.RUN_STARTED(f"{vcpu}")
 
 
 def _enter_guest(vcpu: Vcpu) -> int:
@@ -70,6 +84,7 @@ def _enter_guest(vcpu: Vcpu) -> int:
     if exit_ is None:
         if not vcpu.cpu.has_guest:
             return _no_guest(vcpu)
+        inject(vcpu)
         completion, vcpu.completion = vcpu.completion, None
         vcpu.has_run = True
         exit_ = vcpu.cpu.enter(completion)
@@ -102,18 +117,30 @@ def _handle_exit(vcpu: Vcpu, exit_: Exit) -> int:
     if isinstance(exit_, PortIo):
         return _emulate_io(vcpu, exit_)
     if isinstance(exit_, Hlt):
+        if vcpu.apic is not None and vcpu.cpu.runs_code:
+            vcpu.mp_state = MpState.HALTED
+            return 1
         vcpu.set_exit(ExitReason.HLT)
         return 0
     if isinstance(exit_, DeviceAccess):
         return _emulate_mmio(vcpu, exit_.access)
     if isinstance(exit_, Shutdown):
+        vcpu.triple_fault = vcpu.vm.triple_fault_event
         vcpu.set_exit(ExitReason.SHUTDOWN)
         return 0
     if isinstance(exit_, ExternalInterrupt):
-        return 1
+        return _window(vcpu)
     from .intercepts import handle_intercept
 
     return handle_intercept(vcpu, exit_)
+
+
+def _window(vcpu: Vcpu) -> int:
+    """The guest was left without a reason of its own; perhaps as it can now take the interrupt that user space has."""
+    if vcpu.wants_window and vcpu.machine is not None and vcpu.machine.interruptible and vcpu.interrupt < 0:
+        vcpu.set_exit(ExitReason.IRQ_WINDOW_OPEN)
+        return 0
+    return 1
 
 
 def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
@@ -141,6 +168,10 @@ def _emulate_mmio(vcpu: Vcpu, access: Access) -> int:
             vcpu.completion = bytes(loaded) if not access.write else b""
             return 1
         n = min(8, len(access.data) - at)
+        done = mmio(vcpu, access.gpa + at, access.data[at : at + n], access.write)
+        if done is not None:
+            loaded.extend(done)
+            return piece(at + n)
         data = access.data[at : at + n].ljust(8, b"\0")
         details = kvm_exit_mmio(phys_addr=access.gpa + at, data=data, len=n, is_write=int(access.write))
         vcpu.set_exit(ExitReason.MMIO, details)
@@ -162,6 +193,10 @@ def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
     memory, page = vcpu.vm.host.memory, vcpu.pio_pfn << PAGE_SHIFT
     length = len(exit_.data)
     size = exit_.size or length
+    done = pio(vcpu, exit_.port, exit_.data, size, exit_.write)
+    if done is not None:
+        vcpu.completion = done
+        return 1
     if exit_.write:
         memory.write(page, exit_.data)
     count = length // size

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Event
 from typing import TYPE_CHECKING
 
 from ..hw.cpu import Exit
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..hw.registers import Registers
+from ..hw.x86.cpu import MachineCpu
 from ..mm.address_space import Vma
 from ..mm.file import File, Inode
 from ..mm.filemap import Folio, PageCache
@@ -31,11 +33,11 @@ from ..uapi.kvm import (
 from ..uapi.kvm_x86 import kvm_debugregs, kvm_fpu, kvm_regs, kvm_sregs
 from ..uapi.layout import Struct
 from .clock import Clock
+from .lapic import LocalApic
 from .mmu import prefault_page
 
 if TYPE_CHECKING:
     from ..mm.process import Process
-    from .lapic import LocalApic
     from .mmu import PageFault
     from .vm import Vm
 
@@ -80,23 +82,42 @@ class Vcpu:
         self.vm, self.id = vm, id
         self.mutex = vm.rt.mutex("vcpu->mutex")
         self.pages = PageCache(vm.host.memmap, vm.host.lru, "kvm_run")
-        self.registers = Registers(bootstrap=id == 0)
+        self.registers = Registers(bootstrap=id == vm.bsp_vcpu_id)
         self.cpuid: list[bytes] = []
+        self.mp_state = MpState.RUNNABLE
         self.has_run = False
-        self.apic: LocalApic | None = None
+        self.interrupt = -1
+        """vector that KVM_INTERRUPT queued, or -1"""
+        self.nmi_pending = 0
+        self.triple_fault = False
+        self.pv_enforced = False
+        self.guest_debug = 0
+        self.signal_mask: int | None = None
+        self.wakeup = Event()
         self.guest_debug_dr7 = 0
         self.clock = Clock(vm)
         self.cpu = vm.arch.create_cpu(self)
+        self.machine = self.cpu if isinstance(self.cpu, MachineCpu) else None
+        if self.machine is not None:
+            self.machine.read_tsc = self.clock.guest_tsc
+        self.apic = LocalApic(self) if vm.irqchip is not None else None
+        if self.apic is not None and id != vm.bsp_vcpu_id:
+            self.mp_state = MpState.UNINITIALIZED
         self.complete_userspace_io: Callable[[], int] | None = None
         self.completion: object = None
         self.pending_exit: Exit | None = None
-        self.mp_state = MpState.RUNNABLE
         self.guest_state_protected = False
         memmap = vm.host.memmap
-        pfns = [pfn for start, count in memmap.alloc(3) for pfn in range(start, start + count)]
-        self.run_pfn, self.pio_pfn, _ = pfns
-        for index, pfn in enumerate(pfns):
+        own = 2 if vm.vcpus else 3  # the ring of coalesced MMIO is the VM's
+        pfns = [pfn for start, count in memmap.alloc(own) for pfn in range(start, start + count)]
+        for pfn in pfns:
             vm.host.memory.clear(pfn, 1)
+        if vm.vcpus:
+            pfns.append(vm.vcpus[0].coalesced_pfn)
+            memmap.get(pfns[2])
+        self.run_pfn, self.pio_pfn = pfns[:2]
+        self.coalesced_pfn: int = pfns[2]
+        for index, pfn in enumerate(pfns):
             self.pages.pages.set(index, index + 1, pfn - index)
         self.pages.uptodate.set(0, 3, True)
         self.pages.nrpages = 3
@@ -152,7 +173,13 @@ class Vcpu:
 
     def kick(self) -> None:
         """kvm_vcpu_kick(): have its guest left, or its halt looked at again."""
+        self.wakeup.set()
         self.cpu.kick()
+
+    @property
+    def wants_window(self) -> bool:
+        """dm_request_for_irq_injection(): user space has an interrupt, and wants to know when the guest can take it."""
+        return self.apic is None and self.vm.host.memory.read(self._run, 1) != b"\0"
 
     def init_received(self) -> None:
         """INIT: back to reset, waiting for a startup message; the boot processor starts over at once."""
@@ -201,6 +228,8 @@ class Vcpu:
     def destroy(self) -> None:
         """kvm_vcpu_destroy()."""
         self.cpu.close()
+        if self.apic is not None:
+            self.apic.destroy()
         self.pages.truncate_range(0, 3)
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from ..mm.file import File, Inode
@@ -16,7 +17,6 @@ from ..uapi.kvm import (
     KVM_CREATE_VCPU,
     KVM_ENABLE_CAP,
     KVM_GET_DIRTY_LOG,
-    KVM_HC_MAP_GPA_RANGE,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
     KVM_MEMORY_ENCRYPT_OP,
@@ -36,6 +36,7 @@ from ..uapi.kvm import (
 from .arch import arch_class
 from .attributes import Attributes, GmemAttributes, VmAttributes, vm_ioctl_set_mem_attributes
 from .clock import HOST_TSC_KHZ
+from .eventfd import IoBus
 from .guest_memfd.binding import kvm_gmem_unbind
 from .guest_memfd.file import GmemFile, kvm_gmem_create
 from .memslots import Memslot, Memslots, set_memory_region
@@ -44,6 +45,7 @@ from .msr_filter import MsrFilter, set_msr_filter
 
 if TYPE_CHECKING:
     from .host import Host
+    from .irqchip import IrqChip
     from .vcpu import Vcpu
 
 __all__ = ["Vm", "VmFile"]
@@ -72,7 +74,16 @@ class Vm:
         self.created_vcpus = 0
         self.hypercall_exits = 0
         self.quirks_disabled = 0
+        self.max_vcpu_id = 0
+        self.manual_dirty_log_protect = 0
+        self.exit_on_emulation_error = False
         self.bsp_vcpu_id = 0
+        self.irqchip: IrqChip | None = None
+        self.io = IoBus(self)
+        self.x2apic_format = False
+        self.exception_payload = self.triple_fault_event = self.has_smm = False
+        self.n_max_mmu_pages = 0
+        self.clock_offset = -monotonic_ns()
         self.user_space_msr_mask = 0
         self.msr_filter: MsrFilter | None = None
         self.guest_can_read_platform_info = True
@@ -111,6 +122,7 @@ class Vm:
             self.mmu.sptes.clear()
         for vcpu in self.vcpus:
             vcpu.destroy()
+        self.io.destroy()
         self.arch.vm_destroy()
         self.host.vms.remove(self)
 
@@ -217,16 +229,9 @@ def _create_guest_memfd(vm: Vm, arg: UserPointer) -> int:
 
 
 def _enable_cap(vm: Vm, arg: UserPointer) -> int:
-    """kvm_vm_ioctl_enable_cap(): of what KVM has, what bears on memory."""
-    cap = copy_from_user(vm.rt.current.mm, kvm_enable_cap, arg)
-    if cap.flags:
-        raise rules.ENABLE_CAP_FLAGS(f"flags {cap.flags:#x}")
-    if cap.cap != Cap.EXIT_HYPERCALL or cap.cap not in vm.profile.caps:
-        raise rules.ENABLE_CAP(f"capability {cap.cap}")
-    if cap.args[0] & ~(1 << KVM_HC_MAP_GPA_RANGE):
-        raise rules.ENABLE_CAP_ARGS(f"{cap.args[0]:#x}, allowed {1 << KVM_HC_MAP_GPA_RANGE:#x}")
-    vm.hypercall_exits = cap.args[0]
-    return 0
+    from .vm_caps import enable_cap
+
+    return enable_cap(vm, copy_from_user(vm.rt.current.mm, kvm_enable_cap, arg))
 
 
 def _mem_enc_op(vm: Vm, arg: UserPointer) -> int:

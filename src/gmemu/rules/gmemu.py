@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EOPNOTSUPP
+from errno import ENOTTY, EOPNOTSUPP
 
 from .base import rule
 
@@ -34,4 +34,11 @@ SNP_VMGEXIT = rule(
     "of the VMGEXITs with a GHCB only page-state change, termination and hypervisor features are emulated",
     "gmemu",
     advice="A scripted guest has methods for port access and hypercalls.",
+)
+IOCTL = rule(
+    "gmemu.ioctl",
+    ENOTTY,
+    "KVM has this call, and gmemu doesn't",
+    "gmemu",
+    advice="Nothing that it concerns is emulated; a VMM that can do without it will.",
 )

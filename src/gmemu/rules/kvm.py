@@ -3,7 +3,23 @@
 
 from __future__ import annotations
 
-from errno import E2BIG, EAGAIN, EEXIST, EFAULT, EINTR, EINVAL, EIO, ENOENT, ENOSPC, ENOTTY, EOPNOTSUPP
+from errno import (
+    E2BIG,
+    EAGAIN,
+    EBADF,
+    EBUSY,
+    EEXIST,
+    EFAULT,
+    EINTR,
+    EINVAL,
+    EIO,
+    ENODEV,
+    ENOENT,
+    ENOSPC,
+    ENOTTY,
+    ENXIO,
+    EOPNOTSUPP,
+)
 from typing import TYPE_CHECKING
 
 from ..uapi.kvm import Cap
@@ -284,6 +300,252 @@ MSR_FILTER_EMPTY = rule(
     EINVAL,
     "a filter that denies by default must have a range",
     _X86 + "kvm_vm_ioctl_set_msr_filter()",
+)
+IRQCHIP_EXISTS = rule(
+    "kvm.irqchip.exists",
+    EEXIST,
+    "a VM has one set of interrupt controllers",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+IRQCHIP_VCPUS = rule(
+    "kvm.irqchip.vcpus",
+    EINVAL,
+    "interrupt controllers must be created before the first vCPU",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+IRQCHIP_NONE = rule(
+    "kvm.irqchip.none",
+    ENXIO,
+    "the call needs KVM_CREATE_IRQCHIP first",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+IRQCHIP_ID = rule(
+    "kvm.irqchip.id",
+    EINVAL,
+    "chips are 0 and 1 (PIC) and 2 (I/O APIC)",
+    _X86 + "kvm_vm_ioctl_get_irqchip()",
+)
+GSI_ROUTING = rule(
+    "kvm.gsi-routing",
+    EINVAL,
+    "a routing table needs an irqchip, known kinds of entries, pins that exist and no flags",
+    "virt/kvm/irqchip.c: kvm_set_irq_routing()",
+)
+MSI = rule(
+    "kvm.msi",
+    EINVAL,
+    "a message needs local APICs, and takes no flags",
+    "virt/kvm/irqchip.c: kvm_send_userspace_msi()",
+)
+PIT_NO_IRQCHIP = rule(
+    "kvm.pit.no-irqchip",
+    ENOENT,
+    "a PIT needs interrupt controllers",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+PIT_EXISTS = rule(
+    "kvm.pit.exists",
+    EEXIST,
+    "a VM has one PIT",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+PIT_NONE = rule(
+    "kvm.pit.none",
+    ENXIO,
+    "the call needs KVM_CREATE_PIT2 first",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+TSS_ADDR = rule(
+    "kvm.tss-addr",
+    EINVAL,
+    "three pages of TSS must fit below 4 GiB",
+    _X86 + "kvm_vm_ioctl_set_tss_addr()",
+)
+IDENTITY_MAP = rule(
+    "kvm.identity-map",
+    EINVAL,
+    "the identity map must be placed before the first vCPU is created",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+BOOT_CPU_ID = rule(
+    "kvm.boot-cpu-id",
+    EBUSY,
+    "which vCPU boots must be said before the first is created",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+NR_MMU_PAGES = rule(
+    "kvm.nr-mmu-pages",
+    EINVAL,
+    "there must be at least 64 pages for the MMU",
+    _X86 + "kvm_vm_ioctl_set_nr_mmu_pages()",
+)
+CLOCK_FLAGS = rule(
+    "kvm.clock.flags",
+    EINVAL,
+    "KVM_SET_CLOCK takes the flags that KVM_GET_CLOCK gives",
+    _X86 + "kvm_vm_ioctl_set_clock()",
+)
+TSC_KHZ = rule(
+    "kvm.tsc-khz",
+    EINVAL,
+    "a frequency must be a number of kHz, and a VM's be set before its first vCPU is created",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
+DEVICE_TYPE = rule(
+    "kvm.device.type",
+    ENODEV,
+    "KVM_CREATE_DEVICE must name a type that there is",
+    "virt/kvm/kvm_main.c: kvm_ioctl_create_device()",
+)
+VM_ATTR = rule(
+    "kvm.vm-attr",
+    ENXIO,
+    "a VM has no attributes here",
+    _X86 + "kvm_vm_ioctl_has_device_attr()",
+)
+VCPU_ATTR = rule(
+    "kvm.vcpu-attr",
+    ENXIO,
+    "a vCPU has one attribute, KVM_VCPU_TSC_OFFSET",
+    _X86 + "kvm_vcpu_ioctl_device_attr()",
+)
+LAPIC_NONE = rule(
+    "kvm.lapic.none",
+    EINVAL,
+    "the call needs a local APIC in the kernel",
+    _X86 + "kvm_arch_vcpu_ioctl()",
+)
+LAPIC_ID = rule(
+    "kvm.lapic.id",
+    EINVAL,
+    "in x2APIC mode the id must be the vCPU's",
+    "arch/x86/kvm/lapic.c: kvm_apic_state_fixup()",
+)
+INTERRUPT_VECTOR = rule(
+    "kvm.interrupt.vector",
+    EINVAL,
+    "vectors end at 255",
+    _X86 + "kvm_vcpu_ioctl_interrupt()",
+)
+INTERRUPT_IRQCHIP = rule(
+    "kvm.interrupt.irqchip",
+    ENXIO,
+    "KVM_INTERRUPT is for VMs whose interrupt controllers are in user space",
+    _X86 + "kvm_vcpu_ioctl_interrupt()",
+)
+INTERRUPT_PENDING = rule(
+    "kvm.interrupt.pending",
+    EEXIST,
+    "the interrupt before must have been taken",
+    _X86 + "kvm_vcpu_ioctl_interrupt()",
+)
+EVENTS_INVALID = rule(
+    "kvm.events",
+    EINVAL,
+    "events must be flagged by what was enabled, and exceptions be vectors below 32 other than 2",
+    _X86 + "kvm_vcpu_ioctl_x86_set_vcpu_events()",
+)
+XSAVE_INVALID = rule(
+    "kvm.xsave",
+    EINVAL,
+    "the area must have no components that the guest can't have, and no reserved bits in MXCSR",
+    "arch/x86/kernel/fpu/core.c: fpu_copy_uabi_to_guest_fpstate()",
+)
+GUEST_DEBUG = rule(
+    "kvm.guest-debug",
+    EINVAL,
+    "only a guest of machine code can be debugged",
+    _X86 + "kvm_arch_vcpu_ioctl_set_guest_debug()",
+)
+GUEST_DEBUG_BUSY = rule(
+    "kvm.guest-debug.busy",
+    EBUSY,
+    "no exception can be injected while another is pending",
+    _X86 + "kvm_arch_vcpu_ioctl_set_guest_debug()",
+)
+SIGNAL_MASK = rule(
+    "kvm.signal-mask",
+    EINVAL,
+    "a signal mask has 8 bytes",
+    "virt/kvm/kvm_main.c: kvm_vcpu_ioctl()",
+)
+TPR_ACCESS = rule(
+    "kvm.tpr-access",
+    EINVAL,
+    "KVM_TPR_ACCESS_REPORTING takes no flags",
+    _X86 + "vcpu_ioctl_tpr_access_reporting()",
+)
+KVMCLOCK_NONE = rule(
+    "kvm.kvmclock.none",
+    EINVAL,
+    "the guest must have a clock page to be told that it was paused",
+    _X86 + "kvm_set_guest_paused()",
+)
+MAX_VCPU_ID = rule(
+    "kvm.max-vcpu-id",
+    EINVAL,
+    "the limit of ids must be set once, above the boot processor's, within KVM's own",
+    _X86 + "kvm_vm_ioctl_enable_cap()",
+)
+BUS_CYCLES = rule(
+    "kvm.apic-bus-cycles",
+    EINVAL,
+    "the APIC's bus clock must be set before the first vCPU, with an irqchip, to at most a second",
+    _X86 + "kvm_vm_ioctl_enable_cap()",
+)
+MSR_LIST_ROOM = rule(
+    "kvm.msr-list.room",
+    E2BIG,
+    "the buffer must have room for every index; the number is told",
+    _X86 + "kvm_arch_dev_ioctl()",
+)
+RUN_STARTED = rule(
+    "kvm.run.started",
+    EAGAIN,
+    "a vCPU that waited to be started comes back to user space when it is",
+    _X86 + "kvm_arch_vcpu_ioctl_run()",
+)
+EVENTFD = rule(
+    "kvm.eventfd.kind",
+    EINVAL,
+    "the descriptor must be an eventfd's",
+    "fs/eventfd.c: eventfd_ctx_fileget()",
+)
+EVENTFD_NONE = rule(
+    "kvm.eventfd.none",
+    EBADF,
+    "the descriptor must be open",
+    "fs/eventfd.c: eventfd_ctx_fdget()",
+)
+IOEVENTFD = rule(
+    "kvm.ioeventfd",
+    EINVAL,
+    "an ioeventfd has a length of 0, 1, 2, 4 or 8 bytes and known flags, and matches data only where it has a length",
+    "virt/kvm/eventfd.c: kvm_assign_ioeventfd()",
+)
+IOEVENTFD_EXISTS = rule(
+    "kvm.ioeventfd.exists",
+    EEXIST,
+    "nobody else may watch the same address, length and data",
+    "virt/kvm/eventfd.c: kvm_assign_ioeventfd_idx()",
+)
+IOEVENTFD_NONE = rule(
+    "kvm.ioeventfd.none",
+    ENOENT,
+    "only an ioeventfd that was assigned can be taken away",
+    "virt/kvm/eventfd.c: kvm_deassign_ioeventfd_idx()",
+)
+IRQFD = rule(
+    "kvm.irqfd",
+    EINVAL,
+    "an irqfd needs an irqchip, a GSI below 4096 and known flags",
+    "virt/kvm/eventfd.c: kvm_irqfd()",
+)
+COALESCED_ZONE = rule(
+    "kvm.coalesced",
+    EINVAL,
+    "a zone is of memory (0) or ports (1)",
+    "virt/kvm/coalesced_mmio.c: kvm_vm_ioctl_register_coalesced_mmio()",
 )
 MSRS_MANY = rule("kvm.msrs.many", E2BIG, "there must be fewer than 256 MSRs", _X86 + "msr_io()")
 MEM_ENC_UNSUPPORTED = rule(

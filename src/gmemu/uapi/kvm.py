@@ -10,8 +10,29 @@ from __future__ import annotations
 from enum import IntEnum
 
 from .ioctl import IO, IOR, IOW, IOWR, ioctl_type
-from .kvm_x86 import kvm_cpuid2, kvm_debugregs, kvm_fpu, kvm_msr_filter, kvm_msrs, kvm_regs, kvm_sregs, kvm_xcrs
-from .layout import Struct, char, u8, u16, u32, u64
+from .kvm_x86 import (
+    kvm_clock_data,
+    kvm_cpuid2,
+    kvm_debugregs,
+    kvm_fpu,
+    kvm_guest_debug,
+    kvm_irqchip,
+    kvm_lapic_state,
+    kvm_msr_filter,
+    kvm_msr_list,
+    kvm_msrs,
+    kvm_pit_config,
+    kvm_pit_state2,
+    kvm_regs,
+    kvm_sregs,
+    kvm_sregs2,
+    kvm_tpr_access_ctl,
+    kvm_translation,
+    kvm_vcpu_events,
+    kvm_xcrs,
+    kvm_xsave,
+)
+from .layout import Struct, char, s32, u8, u16, u32, u64
 
 __all__ = [
     "GUEST_MEMFD_FLAG_INIT_SHARED",
@@ -117,6 +138,62 @@ __all__ = [
     "kvm_run",
     "kvm_userspace_memory_region",
     "kvm_userspace_memory_region2",
+    "KVM_GET_MSR_INDEX_LIST",
+    "KVM_GET_EMULATED_CPUID",
+    "KVM_GET_MSR_FEATURE_INDEX_LIST",
+    "KVM_SET_NR_MMU_PAGES",
+    "KVM_GET_NR_MMU_PAGES",
+    "KVM_SET_IDENTITY_MAP_ADDR",
+    "KVM_IRQ_LINE",
+    "KVM_GET_IRQCHIP",
+    "KVM_SET_IRQCHIP",
+    "KVM_IRQ_LINE_STATUS",
+    "KVM_REGISTER_COALESCED_MMIO",
+    "KVM_UNREGISTER_COALESCED_MMIO",
+    "KVM_SET_GSI_ROUTING",
+    "KVM_REINJECT_CONTROL",
+    "KVM_IRQFD",
+    "KVM_CREATE_PIT2",
+    "KVM_SET_BOOT_CPU_ID",
+    "KVM_IOEVENTFD",
+    "KVM_SET_CLOCK",
+    "KVM_GET_CLOCK",
+    "KVM_GET_PIT2",
+    "KVM_SET_PIT2",
+    "KVM_SIGNAL_MSI",
+    "KVM_GET_STATS_FD",
+    "KVM_CREATE_DEVICE",
+    "KVM_SET_DEVICE_ATTR",
+    "KVM_GET_DEVICE_ATTR",
+    "KVM_HAS_DEVICE_ATTR",
+    "KVM_TRANSLATE",
+    "KVM_SET_SIGNAL_MASK",
+    "KVM_GET_LAPIC",
+    "KVM_SET_LAPIC",
+    "KVM_TPR_ACCESS_REPORTING",
+    "KVM_NMI",
+    "KVM_SET_GUEST_DEBUG",
+    "KVM_GET_VCPU_EVENTS",
+    "KVM_SET_VCPU_EVENTS",
+    "KVM_SET_TSC_KHZ",
+    "KVM_GET_TSC_KHZ",
+    "KVM_GET_XSAVE",
+    "KVM_SET_XSAVE",
+    "KVM_KVMCLOCK_CTRL",
+    "KVM_SMI",
+    "KVM_GET_SREGS2",
+    "KVM_SET_SREGS2",
+    "KVM_GET_XSAVE2",
+    "kvm_irq_level",
+    "kvm_coalesced_mmio_zone",
+    "kvm_irq_routing",
+    "kvm_irq_routing_entry",
+    "kvm_irqfd",
+    "kvm_ioeventfd",
+    "kvm_msi",
+    "kvm_signal_mask",
+    "kvm_create_device",
+    "kvm_device_attr",
 ]
 
 KVMIO = 0xAE
@@ -133,21 +210,34 @@ class Cap(IntEnum):
     USER_MEMORY = 3
     SET_TSS_ADDR = 4
     EXT_CPUID = 7
+    CLOCKSOURCE = 8
     NR_VCPUS = 9
     NR_MEMSLOTS = 10
+    PIT = 11
+    NOP_IO_DELAY = 12
     MP_STATE = 14
+    COALESCED_MMIO = 15
     SYNC_MMU = 16
     DESTROY_MEMORY_REGION_WORKS = 21
     USER_NMI = 22
     SET_GUEST_DEBUG = 23
+    REINJECT_CONTROL = 24
+    IRQ_ROUTING = 25
+    IRQ_INJECT_STATUS = 26
     JOIN_MEMORY_REGIONS_WORKS = 30
+    MCE = 31
     IRQFD = 32
+    PIT2 = 33
+    SET_BOOT_CPU_ID = 34
+    PIT_STATE2 = 35
     IOEVENTFD = 36
     SET_IDENTITY_MAP_ADDR = 37
     ADJUST_CLOCK = 39
     INTERNAL_ERROR_DATA = 40
     VCPU_EVENTS = 41
+    INTR_SHADOW = 49
     DEBUGREGS = 50
+    X86_ROBUST_SINGLESTEP = 51
     ENABLE_CAP = 54
     XSAVE = 55
     XCRS = 56
@@ -155,16 +245,22 @@ class Cap(IntEnum):
     GET_TSC_KHZ = 61
     MAX_VCPUS = 66
     ONE_REG = 70
+    TSC_DEADLINE_TIMER = 72
     SYNC_REGS = 74
+    KVMCLOCK_CTRL = 76
+    SIGNAL_MSI = 77
     READONLY_MEM = 81
     DEVICE_CTRL = 89
+    EXT_EMUL_CPUID = 95
     ENABLE_CAP_VM = 98
+    IOEVENTFD_NO_LENGTH = 100
     VM_ATTRIBUTES = 101
     CHECK_EXTENSION_VM = 105
     DISABLE_QUIRKS = 116
     X86_SMM = 117
     MULTI_ADDRESS_SPACE = 118
     SPLIT_IRQCHIP = 121
+    IOEVENTFD_ANY_LENGTH = 122
     VCPU_ATTRIBUTES = 127
     MAX_VCPU_ID = 128
     X2APIC_API = 129
@@ -172,6 +268,8 @@ class Cap(IntEnum):
     X86_DISABLE_EXITS = 143
     GET_MSR_FEATURES = 153
     NESTED_STATE = 157
+    MSR_PLATFORM_INFO = 159
+    COALESCED_PIO = 162
     EXCEPTION_PAYLOAD = 164
     ARM_VM_IPA_SIZE = 165
     MANUAL_DIRTY_LOG_PROTECT2 = 168
@@ -180,6 +278,7 @@ class Cap(IntEnum):
     SMALLER_MAXPHYADDR = 185
     X86_USER_SPACE_MSR = 188
     X86_MSR_FILTER = 189
+    ENFORCE_PV_FEATURE_CPUID = 190
     DIRTY_LOG_RING = 192
     X86_BUS_LOCK_EXIT = 193
     SET_GUEST_DEBUG2 = 195
@@ -489,6 +588,93 @@ class kvm_interrupt(Struct):
     irq: int = u32()
 
 
+class kvm_irq_level(Struct):
+    """Argument of KVM_IRQ_LINE and KVM_IRQ_LINE_STATUS; `irq` is a GSI, and the status in the latter's answer."""
+
+    irq: int = u32()
+    level: int = u32()
+
+
+class kvm_coalesced_mmio_zone(Struct):
+    """Argument of KVM_REGISTER_COALESCED_MMIO and its opposite; gpa (or port) and bytes."""
+
+    addr: int = u64()
+    size: int = u32()
+    pio: int = u32()
+
+
+class kvm_irq_routing(Struct):
+    """Head of the argument of KVM_SET_GSI_ROUTING; `nr` of `kvm_irq_routing_entry` follow."""
+
+    nr: int = u32()
+    flags: int = u32()
+
+
+class kvm_irq_routing_entry(Struct):
+    """One route: to a pin (`type` 1; `u` is chip, pin), or a message (`type` 2; `u` is address, its high half, data)."""
+
+    gsi: int = u32()
+    type: int = u32()
+    flags: int = u32()
+    pad: int = u32()
+    u: tuple[int, ...] = u32(8)
+
+
+class kvm_irqfd(Struct):
+    """Argument of KVM_IRQFD."""
+
+    fd: int = u32()
+    gsi: int = u32()
+    flags: int = u32()
+    resamplefd: int = u32()
+    pad: bytes = char(16)
+
+
+class kvm_ioeventfd(Struct):
+    """Argument of KVM_IOEVENTFD; `addr` is a gpa or a port, `len` bytes."""
+
+    datamatch: int = u64()
+    addr: int = u64()
+    len: int = u32()
+    fd: int = s32()
+    flags: int = u32()
+    pad: bytes = char(36)
+
+
+class kvm_msi(Struct):
+    """Argument of KVM_SIGNAL_MSI."""
+
+    address_lo: int = u32()
+    address_hi: int = u32()
+    data: int = u32()
+    flags: int = u32()
+    devid: int = u32()
+    pad: bytes = char(12)
+
+
+class kvm_signal_mask(Struct):
+    """Head of the argument of KVM_SET_SIGNAL_MASK; `len` bytes of a kernel sigset follow."""
+
+    len: int = u32()
+
+
+class kvm_create_device(Struct):
+    """Argument of KVM_CREATE_DEVICE."""
+
+    type: int = u32()
+    fd: int = u32()
+    flags: int = u32()
+
+
+class kvm_device_attr(Struct):
+    """Argument of KVM_SET_DEVICE_ATTR and its like; `addr` is a user address."""
+
+    flags: int = u32()
+    group: int = u32()
+    attr: int = u64()
+    addr: int = u64()
+
+
 # --- The page shared with a vCPU --------------------------------------------------------------------------------------
 
 
@@ -636,6 +822,54 @@ KVM_SET_DEBUGREGS = IOW(KVMIO, 0xA2, kvm_debugregs)
 KVM_GET_XCRS = IOR(KVMIO, 0xA6, kvm_xcrs)
 KVM_SET_XCRS = IOW(KVMIO, 0xA7, kvm_xcrs)
 KVM_PRE_FAULT_MEMORY = IOWR(KVMIO, 0xD5, kvm_pre_fault_memory)
+
+# For machine code and its devices: /dev/kvm, VMs and vCPUs
+KVM_GET_MSR_INDEX_LIST = IOWR(KVMIO, 0x02, kvm_msr_list)
+KVM_GET_EMULATED_CPUID = IOWR(KVMIO, 0x09, kvm_cpuid2)
+KVM_GET_MSR_FEATURE_INDEX_LIST = IOWR(KVMIO, 0x0A, kvm_msr_list)
+KVM_SET_NR_MMU_PAGES = IO(KVMIO, 0x44)
+KVM_GET_NR_MMU_PAGES = IO(KVMIO, 0x45)
+KVM_SET_IDENTITY_MAP_ADDR = IOW(KVMIO, 0x48, 8)
+KVM_IRQ_LINE = IOW(KVMIO, 0x61, kvm_irq_level)
+KVM_GET_IRQCHIP = IOWR(KVMIO, 0x62, kvm_irqchip)
+KVM_SET_IRQCHIP = IOR(KVMIO, 0x63, kvm_irqchip)
+KVM_IRQ_LINE_STATUS = IOWR(KVMIO, 0x67, kvm_irq_level)
+KVM_REGISTER_COALESCED_MMIO = IOW(KVMIO, 0x67, kvm_coalesced_mmio_zone)
+KVM_UNREGISTER_COALESCED_MMIO = IOW(KVMIO, 0x68, kvm_coalesced_mmio_zone)
+KVM_SET_GSI_ROUTING = IOW(KVMIO, 0x6A, kvm_irq_routing)
+KVM_REINJECT_CONTROL = IO(KVMIO, 0x71)
+KVM_IRQFD = IOW(KVMIO, 0x76, kvm_irqfd)
+KVM_CREATE_PIT2 = IOW(KVMIO, 0x77, kvm_pit_config)
+KVM_SET_BOOT_CPU_ID = IO(KVMIO, 0x78)
+KVM_IOEVENTFD = IOW(KVMIO, 0x79, kvm_ioeventfd)
+KVM_SET_CLOCK = IOW(KVMIO, 0x7B, kvm_clock_data)
+KVM_GET_CLOCK = IOR(KVMIO, 0x7C, kvm_clock_data)
+KVM_GET_PIT2 = IOR(KVMIO, 0x9F, kvm_pit_state2)
+KVM_SET_PIT2 = IOW(KVMIO, 0xA0, kvm_pit_state2)
+KVM_SIGNAL_MSI = IOW(KVMIO, 0xA5, kvm_msi)
+KVM_GET_STATS_FD = IO(KVMIO, 0xCE)
+KVM_CREATE_DEVICE = IOWR(KVMIO, 0xE0, kvm_create_device)
+KVM_SET_DEVICE_ATTR = IOW(KVMIO, 0xE1, kvm_device_attr)
+KVM_GET_DEVICE_ATTR = IOW(KVMIO, 0xE2, kvm_device_attr)
+KVM_HAS_DEVICE_ATTR = IOW(KVMIO, 0xE3, kvm_device_attr)
+KVM_TRANSLATE = IOWR(KVMIO, 0x85, kvm_translation)
+KVM_SET_SIGNAL_MASK = IOW(KVMIO, 0x8B, kvm_signal_mask)
+KVM_GET_LAPIC = IOR(KVMIO, 0x8E, kvm_lapic_state)
+KVM_SET_LAPIC = IOW(KVMIO, 0x8F, kvm_lapic_state)
+KVM_TPR_ACCESS_REPORTING = IOWR(KVMIO, 0x92, kvm_tpr_access_ctl)
+KVM_NMI = IO(KVMIO, 0x9A)
+KVM_SET_GUEST_DEBUG = IOW(KVMIO, 0x9B, kvm_guest_debug)
+KVM_GET_VCPU_EVENTS = IOR(KVMIO, 0x9F, kvm_vcpu_events)
+KVM_SET_VCPU_EVENTS = IOW(KVMIO, 0xA0, kvm_vcpu_events)
+KVM_SET_TSC_KHZ = IO(KVMIO, 0xA2)
+KVM_GET_TSC_KHZ = IO(KVMIO, 0xA3)
+KVM_GET_XSAVE = IOR(KVMIO, 0xA4, kvm_xsave)
+KVM_SET_XSAVE = IOW(KVMIO, 0xA5, kvm_xsave)
+KVM_KVMCLOCK_CTRL = IO(KVMIO, 0xAD)
+KVM_SMI = IO(KVMIO, 0xB7)
+KVM_GET_SREGS2 = IOR(KVMIO, 0xCC, kvm_sregs2)
+KVM_SET_SREGS2 = IOW(KVMIO, 0xCD, kvm_sregs2)
+KVM_GET_XSAVE2 = IOR(KVMIO, 0xCF, kvm_xsave)
 
 # A guest_memfd.  ATTRIBUTES2 shares its nr with ATTRIBUTES; direction and size tell them apart.  The CONVERT pair existed in
 # the RFC of May 2025 only.

@@ -46,6 +46,19 @@ __all__ = [
     "kvm_sregs",
     "kvm_xcr",
     "kvm_xcrs",
+    "kvm_msr_list",
+    "kvm_lapic_state",
+    "kvm_xsave",
+    "kvm_vcpu_events",
+    "kvm_guest_debug",
+    "kvm_sregs2",
+    "kvm_pit_config",
+    "kvm_pit_state2",
+    "kvm_irqchip",
+    "kvm_translation",
+    "kvm_tpr_access_ctl",
+    "kvm_clock_data",
+    "kvm_sync_regs",
 ]
 
 # --- Page fault error code (arch/x86/include/asm/kvm_host.h) ----------------------------------------------------------
@@ -260,3 +273,142 @@ class kvm_debug_exit_arch(Struct):
     pc: int = u64()
     dr6: int = u64()
     dr7: int = u64()
+
+
+class kvm_msr_list(Struct):
+    """Head of the argument of KVM_GET_MSR_INDEX_LIST and its like; `nmsrs` 32-bit numbers follow."""
+
+    nmsrs: int = u32()
+
+
+class kvm_lapic_state(Struct):
+    """Argument of KVM_GET_LAPIC and KVM_SET_LAPIC: the page of registers."""
+
+    regs: bytes = char(0x400)
+
+
+class kvm_xsave(Struct):
+    """Argument of KVM_GET_XSAVE and KVM_SET_XSAVE: the standard form of XSAVE's area."""
+
+    region: bytes = char(4096)
+
+
+class kvm_vcpu_events(Struct):
+    """Argument of KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS; the name of an inner struct is put before its member's."""
+
+    exception_injected: int = u8()
+    exception_nr: int = u8()
+    exception_has_error_code: int = u8()
+    exception_pending: int = u8()
+    exception_error_code: int = u32()
+    interrupt_injected: int = u8()
+    interrupt_nr: int = u8()
+    interrupt_soft: int = u8()
+    interrupt_shadow: int = u8()
+    nmi_injected: int = u8()
+    nmi_pending: int = u8()
+    nmi_masked: int = u8()
+    nmi_pad: int = u8()
+    sipi_vector: int = u32()
+    flags: int = u32()
+    smi_smm: int = u8()
+    smi_pending: int = u8()
+    smi_smm_inside_nmi: int = u8()
+    smi_latched_init: int = u8()
+    triple_fault_pending: int = u8()
+    reserved: tuple[int, ...] = u8(26)
+    exception_has_payload: int = u8()
+    exception_payload: int = u64()
+
+
+class kvm_guest_debug(Struct):
+    """Argument of KVM_SET_GUEST_DEBUG; `debugreg` are DR0 to DR7."""
+
+    control: int = u32()
+    pad: int = u32()
+    debugreg: tuple[int, ...] = u64(8)
+
+
+class kvm_sregs2(Struct):
+    """Argument of KVM_GET_SREGS2 and KVM_SET_SREGS2."""
+
+    cs: kvm_segment = nested(kvm_segment)
+    ds: kvm_segment = nested(kvm_segment)
+    es: kvm_segment = nested(kvm_segment)
+    fs: kvm_segment = nested(kvm_segment)
+    gs: kvm_segment = nested(kvm_segment)
+    ss: kvm_segment = nested(kvm_segment)
+    tr: kvm_segment = nested(kvm_segment)
+    ldt: kvm_segment = nested(kvm_segment)
+    gdt: kvm_dtable = nested(kvm_dtable)
+    idt: kvm_dtable = nested(kvm_dtable)
+    cr0: int = u64()
+    cr2: int = u64()
+    cr3: int = u64()
+    cr4: int = u64()
+    cr8: int = u64()
+    efer: int = u64()
+    apic_base: int = u64()
+    flags: int = u64()
+    pdptrs: tuple[int, ...] = u64(4)
+
+
+class kvm_pit_config(Struct):
+    """Argument of KVM_CREATE_PIT2."""
+
+    flags: int = u32()
+    pad: tuple[int, ...] = u32(15)
+
+
+class kvm_pit_state2(Struct):
+    """Argument of KVM_GET_PIT2 and KVM_SET_PIT2: three channels of 24 bytes, and flags."""
+
+    channels: bytes = char(72)
+    flags: int = u32()
+    reserved: tuple[int, ...] = u32(9)
+
+
+class kvm_irqchip(Struct):
+    """Argument of KVM_GET_IRQCHIP and KVM_SET_IRQCHIP: chip 0 or 1 (PIC) or 2 (I/O APIC), and its state."""
+
+    chip_id: int = u32()
+    pad: int = u32()
+    chip: bytes = char(512)
+
+
+class kvm_translation(Struct):
+    """Argument of KVM_TRANSLATE."""
+
+    linear_address: int = u64()
+    physical_address: int = u64()
+    valid: int = u8()
+    writeable: int = u8()
+    usermode: int = u8()
+    pad: tuple[int, ...] = u8(5)
+
+
+class kvm_tpr_access_ctl(Struct):
+    """Argument of KVM_TPR_ACCESS_REPORTING."""
+
+    enabled: int = u32()
+    flags: int = u32()
+    reserved: tuple[int, ...] = u32(8)
+
+
+class kvm_clock_data(Struct):
+    """Argument of KVM_GET_CLOCK and KVM_SET_CLOCK; nanoseconds."""
+
+    clock: int = u64()
+    flags: int = u32()
+    pad0: int = u32()
+    realtime: int = u64()
+    host_tsc: int = u64()
+    pad: tuple[int, ...] = u32(4)
+
+
+class kvm_sync_regs(Struct):
+    """kvm_run.s.regs on x86."""
+
+    regs: kvm_regs = nested(kvm_regs)
+    sregs: kvm_sregs = nested(kvm_sregs)
+    events: kvm_vcpu_events = nested(kvm_vcpu_events)

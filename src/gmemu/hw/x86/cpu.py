@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_uint32, c_uint64, memmove, string_at
 from typing import Any
 
@@ -51,6 +51,7 @@ __all__ = ["MachineCpu", "NotMemory"]
 _KINDS = {16: READ, 17: WRITE, 18: EXEC}
 _OFFSET = PAGE_SIZE - 1
 _DB, _UD = 1, 6
+_DR6_BS = 1 << 14
 _RF, _IF = 1 << 16, 1 << 9
 _WINDOW_STEPS = 16
 _WINDOW_SECONDS = 0.0005
@@ -110,6 +111,7 @@ class MachineCpu(Cpu):
         self._failure: BaseException | None = None
         self._instruction: Instruction | None = None
         self._step: DeviceStep | None = None
+        self._breakpoints: dict[int, int] = {}
         self._probe = -1
         self._probed: int | None = None
         self._devices: set[int] = set()
@@ -201,7 +203,8 @@ class MachineCpu(Cpu):
             env.set_xcr0(registers.xcr0)
         if "fpu" in registers.dirty:
             env.put_fpu(registers.fpu)
-        env.put_shadow(registers.interrupt_shadow)
+        if "shadow" in registers.dirty:
+            env.put_shadow(registers.shadow)
         env.forget_exception()
         engine.restore()
         if "fpu" in registers.dirty:
@@ -227,7 +230,7 @@ class MachineCpu(Cpu):
     def interruptible(self) -> bool:
         """Whether an external interrupt would be taken before the next instruction."""
         if self._engine is None or self._guest is not None or self.registers.dirty & {"regs", "sregs"}:
-            return bool(self.registers.regs.rflags & _IF) and not self.registers.interrupt_shadow
+            return bool(self.registers.regs.rflags & _IF) and not self.registers.shadow
         if self.event is not None or self._instruction is not None or self._step is not None:
             return False
         env = self.engine.save()
@@ -274,7 +277,7 @@ class MachineCpu(Cpu):
         self.event = Event(vector, error_code, software=software, address=address)
         if vector in self.intercepts:
             self.event = None
-            return ExceptionIntercept(vector, error_code, software)
+            return ExceptionIntercept(vector, error_code, software, self.registers.debugregs.dr6 & 0xE00F)
         return None
 
     def forget_translations(self) -> None:
@@ -354,7 +357,7 @@ class MachineCpu(Cpu):
 
     def _stepped(self) -> Exit | None:
         if self.single_step:
-            return ExternalInterrupt()
+            return self._trap()
         return ExternalInterrupt() if self.window_wanted and self.interruptible else None
 
     def _at_sensitive(self) -> bool:
@@ -375,6 +378,9 @@ class MachineCpu(Cpu):
     def _intercepted(self, error: int) -> Exit | None:
         """The engine stands before an instruction that hypervisors intercept, or one that isn't any."""
         env = self.engine.save()
+        number = self._breakpoints.get(self.linear_rip(env))
+        if number is not None and not error:
+            return ExceptionIntercept(_DB, None, False, 1 << number)
         try:
             code = self._fetch(env)
         except GuestFault as fault:
@@ -394,7 +400,7 @@ class MachineCpu(Cpu):
             self._instruction = outcome
             return outcome.exit
         self.engine.restore()
-        return None
+        return self._trap()
 
     def _fetch(self, env: Env) -> bytes:
         """The bytes at RIP, as far as the page goes and one page more if it's there."""
@@ -440,7 +446,31 @@ class MachineCpu(Cpu):
             self._instruction = instruction._replace(answer=completion if completion is not None else instruction.answer)
             return missing.fault
         self.engine.restore()
-        return exit_
+        return exit_ or self._trap()
+
+    def _trap(self) -> Exit | None:
+        """An instruction is done: the trap after it, if KVM steps through the guest."""
+        return ExceptionIntercept(_DB, None, False, _DR6_BS) if self.single_step else None
+
+    def translate_linear(self, vaddr: int) -> int | None:
+        """Where the guest's page tables, as supervisor, have a linear address; None if they don't."""
+        if self._engine is None:
+            self._start()
+        self._load_registers()
+        try:
+            gpa, _ = self._walk(self.engine.save(), vaddr, READ, False)
+        except (GuestFault, NotMemory):
+            return None
+        return gpa | vaddr & _OFFSET
+
+    def set_breakpoints(self, addresses: Sequence[int], dr7: int) -> None:
+        """Breakpoints on instructions, as DR0 to DR3 and DR7 say."""
+        on = (i for i in range(4) if dr7 >> 2 * i & 3 and not dr7 >> 16 + 4 * i & 3)
+        self._breakpoints = {addresses[i]: i for i in on}
+        if self._breakpoints and self._engine is None:
+            self._start()
+        for address in self._breakpoints:
+            self.engine.stop_at(address)
 
     def emulate(self, gpa: int) -> None:
         """KVM found that `gpa` isn't memory: take the instruction apart at the next entry (x86_emulate_instruction)."""
@@ -659,12 +689,13 @@ class _Source:
         return engine.save().get_regs(engine.rflags)
 
     def fetch_sregs(self, old: kvm_sregs) -> kvm_sregs:
-        env = self._cpu.engine.save()
-        self._cpu.registers.interrupt_shadow = env.shadow
-        return env.get_sregs(old)
+        return self._cpu.engine.save().get_sregs(old)
 
     def fetch_fpu(self) -> kvm_fpu:
         return self._cpu.engine.save().get_fpu()
+
+    def fetch_shadow(self) -> int:
+        return self._cpu.engine.save().shadow
 
     def fetch_msrs(self) -> dict[int, int]:
         return self._cpu.engine.save().get_msrs()

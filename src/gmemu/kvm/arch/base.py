@@ -55,7 +55,12 @@ class VmArch:
 
     def vm_ioctl(self, request: int, arg: UserPointer) -> int:
         """kvm_arch_vm_ioctl(): what only this architecture has."""
-        raise rules.VM_IOCTL(f"{request:#x}")
+        from ..vm_x86 import IOCTLS
+
+        handler = IOCTLS.get(request) if self.vm.host.platform != "arm" else None
+        if handler is None:
+            raise rules.VM_IOCTL(f"{request:#x}")
+        return handler(self.vm, arg)
 
     def vcpu_ioctl(self, request: int) -> VcpuIoctl | None:
         """kvm_arch_vcpu_ioctl(): who handles it, with the vCPU's mutex held."""
@@ -66,7 +71,12 @@ class VmArch:
             return pre_fault_memory
         if request == KVM_MEMORY_ENCRYPT_OP and self.vm.profile.vcpu_encrypt_op:
             return self.vcpu_mem_enc_op
-        return IOCTLS.get(request)
+        handler = IOCTLS.get(request)
+        if handler is None and self.vm.host.platform != "arm":
+            from ..vcpu_x86 import IOCTLS as X86_IOCTLS
+
+            handler = X86_IOCTLS.get(request)
+        return handler
 
     def mem_enc_op(self, arg: UserPointer) -> int:
         """KVM_MEMORY_ENCRYPT_OP on the VM fd.  Where the machine has SNP, an empty request succeeds on any VM, and each

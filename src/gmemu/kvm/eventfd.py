@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Events that cross between guest and user space without an exit: ioeventfd, irqfd (virt/kvm/eventfd.c), coalesced MMIO
+(virt/kvm/coalesced_mmio.c)."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..mm.uaccess import UserPointer, copy_from_user
+from ..rules import kvm as rules
+from ..uapi.kvm import kvm_coalesced_mmio_zone, kvm_ioeventfd, kvm_irqfd
+
+if TYPE_CHECKING:
+    from .vcpu import Vcpu
+    from .vm import Vm
+
+__all__ = ["IoBus", "coalesce", "uncoalesce", "vm_ioeventfd", "vm_irqfd"]
+
+_DATAMATCH, _PIO, _DEASSIGN, _CCW = 1, 2, 4, 8
+_IRQFD_DEASSIGN, _IRQFD_RESAMPLE = 1, 2
+_RING_HEAD, _RING_ENTRY = 8, 24
+_RING_MAX = (PAGE_SIZE - _RING_HEAD) // _RING_ENTRY
+
+
+class _IoEvent(NamedTuple):
+    address: int
+    length: int
+    match: int | None
+    port: bool
+    given: int
+    fd: int
+
+
+class _Zone(NamedTuple):
+    address: int
+    size: int
+    port: bool
+
+
+class IoBus:
+    """A VM's ioeventfds, coalesced zones and irqfds.  Descriptors are duplicates of user space's."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self.events: list[_IoEvent] = []
+        self.zones: list[_Zone] = []
+        self._irqfds: dict[tuple[int, int], int] = {}
+        self._thread: threading.Thread | None = None
+        self._wake: tuple[int, int] | None = None
+
+    def write(self, vcpu: Vcpu, address: int, data: bytes, *, port: bool) -> bool:
+        """kvm_io_bus_write(): whether somebody took it."""
+        value = int.from_bytes(data, "little")
+        for event in self.events:
+            there = event.port == port and event.address == address and event.length in (0, len(data))
+            if there and event.match in (None, value):
+                os.write(event.fd, (1).to_bytes(8, "little"))
+                return True
+        for zone in self.zones:
+            if zone.port == port and zone.address <= address and address + len(data) <= zone.address + zone.size:
+                return self._coalesce(address, data, port)
+        return False
+
+    def _coalesce(self, address: int, data: bytes, port: bool) -> bool:
+        """coalesced_mmio_write(): into the ring behind kvm_run, unless it's full."""
+        memory, ring = self._vm.host.memory, self._vm.vcpus[0].coalesced_pfn << PAGE_SHIFT
+        first, last = (int.from_bytes(memory.read(ring + at, 4), "little") for at in (0, 4))
+        if last >= _RING_MAX or (last + 1) % _RING_MAX == first:
+            return False
+        entry = address.to_bytes(8, "little") + len(data).to_bytes(4, "little") + int(port).to_bytes(4, "little")
+        memory.write(ring + _RING_HEAD + last * _RING_ENTRY, entry + data.ljust(8, b"\0"))
+        memory.write(ring + 4, ((last + 1) % _RING_MAX).to_bytes(4, "little"))
+        return True
+
+    # irqfd
+
+    def assign(self, given: int, gsi: int, fd: int) -> None:
+        """kvm_irqfd_assign(): watch `fd`; each event is a pulse of `gsi`."""
+        self._irqfds[given, gsi] = fd
+        if self._thread is None:
+            self._wake = os.pipe()
+            self._thread = threading.Thread(target=self._watch, name="gmemu-irqfd", daemon=True)
+            self._thread.start()
+        else:
+            self._poke()
+
+    def deassign(self, given: int, gsi: int) -> None:
+        """kvm_irqfd_deassign()."""
+        fd = self._irqfds.pop((given, gsi), None)
+        if fd is not None:
+            self._poke()
+            os.close(fd)
+
+    def _poke(self) -> None:
+        if self._wake is not None:
+            os.write(self._wake[1], b"x")
+
+    def _watch(self) -> None:
+        """irqfd_wakeup() and irqfd_inject(), in a thread of their own."""
+        assert self._wake is not None
+        end, wake = False, self._wake[0]
+        task = self._vm.rt.current.__class__("irqfd")
+        while not end:
+            fds = {fd: gsi for (_, gsi), fd in list(self._irqfds.items())}
+            ready, _, _ = select.select([wake, *fds], [], [])
+            for fd in ready:
+                if fd == wake:
+                    end = b"q" in os.read(wake, 64)
+                    continue
+                try:
+                    os.read(fd, 8)
+                except OSError:
+                    continue
+                previous = self._vm.rt.enter(task)
+                try:
+                    if self._vm.irqchip is not None:
+                        self._vm.irqchip.set_gsi(fds[fd], True)
+                        self._vm.irqchip.set_gsi(fds[fd], False)
+                finally:
+                    self._vm.rt.leave(previous)
+
+    def destroy(self) -> None:
+        """The VM is gone: so are its duplicates."""
+        if self._wake is not None:
+            os.write(self._wake[1], b"q")
+        for event in self.events:
+            os.close(event.fd)
+        self.events.clear()
+
+
+def _duplicate(vm: Vm, fd: int) -> int:
+    """A descriptor of the eventfd that user space gave.  Raises EINVAL or EBADF."""
+    if fd in vm.rt.current.process.files:
+        raise rules.EVENTFD(f"fd {fd} is {vm.rt.current.process.files[fd].name}")
+    try:
+        if "[eventfd]" not in os.readlink(f"/proc/self/fd/{fd}"):
+            raise rules.EVENTFD(f"fd {fd} isn't an eventfd")
+        return os.dup(fd)
+    except FileNotFoundError:
+        raise rules.EVENTFD_NONE(f"fd {fd}") from None
+
+
+def vm_ioeventfd(vm: Vm, arg: UserPointer) -> int:
+    """kvm_ioeventfd()."""
+    given = copy_from_user(vm.rt.current.mm, kvm_ioeventfd, arg)
+    known = _DATAMATCH | _PIO | _DEASSIGN
+    wraps = given.addr + given.len > 1 << 64
+    if given.flags & ~known or given.len not in (0, 1, 2, 4, 8) or wraps or (not given.len and given.flags & _DATAMATCH):
+        raise rules.IOEVENTFD(f"length {given.len}, flags {given.flags:#x}")
+    match = given.datamatch if given.flags & _DATAMATCH else None
+    event = _IoEvent(given.addr, given.len, match, bool(given.flags & _PIO), given.fd, -1)
+    same = [e for e in vm.io.events if e[:4] == event[:4]]
+    if given.flags & _DEASSIGN:
+        same = [e for e in same if e.given == given.fd]
+        if not same:
+            raise rules.IOEVENTFD_NONE(f"{given!r}")
+        vm.io.events.remove(same[0])
+        os.close(same[0].fd)
+        return 0
+    if same:
+        raise rules.IOEVENTFD_EXISTS(f"{given!r}")
+    vm.io.events.append(event._replace(fd=_duplicate(vm, given.fd)))
+    return 0
+
+
+def vm_irqfd(vm: Vm, arg: UserPointer) -> int:
+    """kvm_irqfd()."""
+    given = copy_from_user(vm.rt.current.mm, kvm_irqfd, arg)
+    if given.flags & ~_IRQFD_DEASSIGN or given.gsi >= 4096:
+        raise rules.IRQFD(f"gsi {given.gsi}, flags {given.flags:#x}")
+    if given.flags & _IRQFD_DEASSIGN:
+        vm.io.deassign(given.fd, given.gsi)
+        return 0
+    if vm.irqchip is None:
+        raise rules.IRQFD("a VM without an irqchip")
+    vm.io.assign(given.fd, given.gsi, _duplicate(vm, given.fd))
+    return 0
+
+
+def coalesce(vm: Vm, arg: UserPointer) -> int:
+    """kvm_vm_ioctl_register_coalesced_mmio()."""
+    zone = copy_from_user(vm.rt.current.mm, kvm_coalesced_mmio_zone, arg)
+    if zone.pio not in (0, 1):
+        raise rules.COALESCED_ZONE(f"pio {zone.pio}")
+    vm.io.zones.append(_Zone(zone.addr, zone.size, bool(zone.pio)))
+    return 0
+
+
+def uncoalesce(vm: Vm, arg: UserPointer) -> int:
+    """kvm_vm_ioctl_unregister_coalesced_mmio(): whatever lies within."""
+    zone = copy_from_user(vm.rt.current.mm, kvm_coalesced_mmio_zone, arg)
+    if zone.pio not in (0, 1):
+        raise rules.COALESCED_ZONE(f"pio {zone.pio}")
+    vm.io.zones = [
+        z
+        for z in vm.io.zones
+        if z.port != bool(zone.pio) or not zone.addr <= z.address <= z.address + z.size <= zone.addr + zone.size
+    ]
+    return 0

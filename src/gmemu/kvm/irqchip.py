@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The interrupt controllers and timer of a PC that KVM emulates (arch/x86/kvm/i8259.c, ioapic.c, i8254.c, irq_comm.c)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ..uapi.kvm import kvm_irq_routing_entry
+from .lapic import DELIVERY_FIXED, matches, send
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+__all__ = ["IOAPIC_GPA", "IOAPIC_PINS", "IrqChip", "Pit", "deliver_message"]
+
+IOAPIC_GPA, IOAPIC_SIZE, IOAPIC_PINS = 0xFEC00000, 0x100, 24
+_ROUTE_IRQCHIP, _ROUTE_MSI = 1, 2
+_MASK, _LEVEL, _REMOTE_IRR, _LOGICAL = 1 << 16, 1 << 15, 1 << 14, 1 << 11
+_PIT_HZ = 1193182
+
+
+class _Pic:
+    """One 8259A."""
+
+    def __init__(self) -> None:
+        self.irr = self.isr = self.last = 0
+        self.imr = 0
+        self.base = 0
+        self.init_step = 0
+        self.elcr = 0
+        self.auto_eoi = self.read_isr = self.needs_icw4 = False
+
+    def set_line(self, pin: int, level: bool) -> None:
+        bit = 1 << pin
+        if level and (self.elcr & bit or not self.last & bit):
+            self.irr |= bit
+        elif not level and self.elcr & bit:
+            self.irr &= ~bit
+        self.last = self.last | bit if level else self.last & ~bit
+
+    def pending(self) -> int:
+        """The pin with the highest priority that isn't behind one in service, or -1."""
+        wanted = self.irr & ~self.imr
+        pin = (wanted & -wanted).bit_length() - 1
+        served = (self.isr & -self.isr).bit_length() - 1
+        return pin if pin >= 0 and (served < 0 or pin < served) else -1
+
+    def acknowledge(self, pin: int) -> None:
+        if not self.auto_eoi:
+            self.isr |= 1 << pin
+        if not self.elcr & 1 << pin:
+            self.irr &= ~(1 << pin)
+
+    def write(self, port: int, value: int) -> None:
+        """The two ports' stores (pic_ioport_write)."""
+        if port == 0:
+            self._command(value)
+        elif self.init_step == 0:
+            self.imr = value
+        else:
+            self._initialize(value)
+
+    def _command(self, value: int) -> None:
+        if value & 0x10:
+            elcr = self.elcr
+            self.__init__()  # type: ignore[misc]
+            self.elcr, self.init_step, self.needs_icw4 = elcr, 1, bool(value & 1)
+        elif value & 8:
+            if value & 2:
+                self.read_isr = bool(value & 1)
+        elif value >> 5 in (1, 5):
+            self.isr &= self.isr - 1
+        elif value >> 5 in (3, 7):
+            self.isr &= ~(1 << (value & 7))
+
+    def _initialize(self, value: int) -> None:
+        if self.init_step == 1:
+            self.base = value & 0xF8
+            self.init_step = 2
+        elif self.init_step == 2:
+            self.init_step = 3 if self.needs_icw4 else 0
+        else:
+            self.auto_eoi = bool(value & 2)
+            self.init_step = 0
+
+    def read(self, port: int) -> int:
+        """And the loads."""
+        return self.imr if port else self.isr if self.read_isr else self.irr
+
+
+class IrqChip:
+    """Two PICs, an I/O APIC unless user space has it (split), and the routes of GSIs to them."""
+
+    def __init__(self, vm: Vm, split: bool) -> None:
+        self._vm, self.split = vm, split
+        self.pics = (_Pic(), _Pic())
+        self.redirection = [_MASK] * IOAPIC_PINS
+        self._select = self._lines = 0
+        self.ioapic_id = 0
+        self.pit: Pit | None = None
+        self.routes: dict[int, list[kvm_irq_routing_entry]] = {}
+        if not split:
+            self.set_default_routes()
+
+    def set_default_routes(self) -> None:
+        """kvm_setup_default_irq_routing(): GSIs below 16 to the PICs and the I/O APIC, the rest to the latter."""
+        for gsi in range(IOAPIC_PINS):
+            targets = [(2, gsi)] + ([(gsi >> 3, gsi & 7)] if gsi < 16 else [])
+            self.routes[gsi] = [
+                kvm_irq_routing_entry(gsi=gsi, type=_ROUTE_IRQCHIP, u=(chip, pin, 0, 0, 0, 0, 0, 0)) for chip, pin in targets
+            ]
+
+    # GSIs
+
+    def set_gsi(self, gsi: int, level: bool) -> None:
+        """kvm_set_irq()."""
+        for route in self.routes.get(gsi, ()):
+            if route.type == _ROUTE_MSI:
+                if level:
+                    deliver_message(self._vm, route.u[0], route.u[1], route.u[2])
+            elif route.u[0] == 2:
+                self._set_ioapic(route.u[1], level)
+            else:
+                self._set_pic(route.u[0] * 8 + route.u[1], level)
+
+    # The PICs
+
+    def _set_pic(self, pin: int, level: bool) -> None:
+        self.pics[pin >> 3].set_line(pin & 7, level)
+        self._cascade()
+
+    def _cascade(self) -> None:
+        master, slave = self.pics
+        master.set_line(2, slave.pending() >= 0)
+        if master.pending() >= 0 and self._vm.vcpus:
+            self._vm.vcpus[0].kick()
+
+    @property
+    def output(self) -> bool:
+        """The line to the boot processor."""
+        return not self.split and self.pics[0].pending() >= 0
+
+    def peek(self) -> int:
+        """The vector that `acknowledge` would give."""
+        master, slave = self.pics
+        pin = master.pending()
+        if pin == 2:
+            return slave.base + max(slave.pending(), 0)
+        return master.base + pin
+
+    def acknowledge(self) -> int:
+        """kvm_pic_read_irq()."""
+        master, slave = self.pics
+        pin, vector = master.pending(), self.peek()
+        if pin == 2:
+            slave.acknowledge(max(slave.pending(), 0))
+        master.acknowledge(pin)
+        self._cascade()
+        return vector
+
+    def port_write(self, port: int, value: int) -> bool:
+        """OUT to one of the chip's ports; False if it isn't one."""
+        if port in (0x20, 0x21, 0xA0, 0xA1):
+            self.pics[port >> 7].write(port & 1, value)
+        elif port in (0x4D0, 0x4D1):
+            self.pics[port & 1].elcr = value & (0xF8 if port == 0x4D0 else 0xDE)
+        elif self.pit is None or not self.pit.port_write(port, value):
+            return False
+        self._cascade()
+        return True
+
+    def port_read(self, port: int) -> int | None:
+        """IN from one of the chip's ports."""
+        if port in (0x20, 0x21, 0xA0, 0xA1):
+            return self.pics[port >> 7].read(port & 1)
+        if port in (0x4D0, 0x4D1):
+            return self.pics[port & 1].elcr
+        return self.pit.port_read(port) if self.pit is not None else None
+
+    # The I/O APIC
+
+    def _set_ioapic(self, pin: int, level: bool) -> None:
+        """ioapic_set_irq()."""
+        bit, entry = 1 << pin, self.redirection[pin]
+        rose = level and not self._lines & bit
+        self._lines = self._lines | bit if level else self._lines & ~bit
+        if entry & _MASK or not level or (entry & _LEVEL and entry & _REMOTE_IRR) or not (rose or entry & _LEVEL):
+            return
+        if entry & _LEVEL:
+            self.redirection[pin] |= _REMOTE_IRR
+        self._deliver_entry(entry)
+
+    def _deliver_entry(self, entry: int) -> None:
+        targets = list(matches(self._vm.vcpus, entry >> 56, bool(entry & _LOGICAL), False))
+        mode, vector = entry >> 8 & 7, entry & 0xFF
+        if mode == DELIVERY_FIXED and entry & _LEVEL:
+            for vcpu in targets:
+                if vcpu.apic is not None:
+                    vcpu.apic.accept(vector, level=True)
+        else:
+            send(targets, mode, vector)
+
+    def eoi(self, vector: int) -> None:
+        """kvm_ioapic_update_eoi(): a level that is still up comes again."""
+        for pin, entry in enumerate(self.redirection):
+            if entry & 0xFF == vector and entry & _REMOTE_IRR:
+                self.redirection[pin] &= ~_REMOTE_IRR
+                if self._lines >> pin & 1:
+                    self._set_ioapic(pin, True)
+
+    def mmio_read(self, offset: int) -> int:
+        """A load from IOREGSEL or IOWIN."""
+        if offset == 0:
+            return self._select
+        if offset != 0x10:
+            return 0
+        if self._select == 0:
+            return self.ioapic_id << 24
+        if self._select == 1:
+            return 0x11 | IOAPIC_PINS - 1 << 16
+        pin = self._select - 0x10 >> 1
+        if not 0 <= pin < IOAPIC_PINS:
+            return 0
+        return self.redirection[pin] >> (32 if self._select & 1 else 0) & 0xFFFFFFFF
+
+    def mmio_write(self, offset: int, value: int) -> None:
+        """A store to them."""
+        pin = self._select - 0x10 >> 1
+        if offset == 0:
+            self._select = value & 0xFF
+        elif offset == 0x10 and self._select == 0:
+            self.ioapic_id = value >> 24 & 0xF
+        elif offset == 0x10 and 0 <= pin < IOAPIC_PINS:
+            old = self.redirection[pin]
+            if self._select & 1:
+                new = old & 0xFFFFFFFF | value << 32
+            else:
+                new = old & ~0xFFFFFFFF | value & ~(_REMOTE_IRR | 1 << 12) & 0xFFFFFFFF | old & _REMOTE_IRR
+            self.redirection[pin] = new
+            if new & _LEVEL and self._lines >> pin & 1:
+                self._set_ioapic(pin, True)
+
+    # KVM_GET_IRQCHIP and KVM_SET_IRQCHIP
+
+    def get_state(self, chip: int) -> bytes:
+        """The chip's state as user space sees it: struct kvm_pic_state or kvm_ioapic_state."""
+        if chip == 2:
+            head = IOAPIC_GPA.to_bytes(8, "little") + self._select.to_bytes(4, "little")
+            head += self.ioapic_id.to_bytes(4, "little") + self._lines.to_bytes(4, "little") + bytes(4)
+            return head + b"".join(entry.to_bytes(8, "little") for entry in self.redirection)
+        pic = self.pics[chip]
+        lines = (pic.last & 0xFF, pic.irr, pic.imr, pic.isr, 0, pic.base, int(pic.read_isr), 0, 0)
+        setup = (pic.init_step, int(pic.auto_eoi), 0, 0, int(pic.needs_icw4), pic.elcr, 0xF8 if chip == 0 else 0xDE)
+        return bytes(lines + setup)
+
+    def set_state(self, chip: int, state: bytes) -> None:
+        """The other way."""
+        if chip == 2:
+            self._select, self.ioapic_id, self._lines = (int.from_bytes(state[at : at + 4], "little") for at in (8, 12, 16))
+            self.redirection = [int.from_bytes(state[24 + 8 * i : 32 + 8 * i], "little") for i in range(IOAPIC_PINS)]
+            return
+        pic = self.pics[chip]
+        pic.last, pic.irr, pic.imr, pic.isr, pic.base = state[0], state[1], state[2], state[3], state[5]
+        pic.read_isr, pic.init_step, pic.auto_eoi = bool(state[6]), state[9], bool(state[10])
+        pic.needs_icw4, pic.elcr = bool(state[13]), state[14]
+
+
+def deliver_message(vm: Vm, low: int, high: int, data: int) -> int:
+    """kvm_set_msi(): a message to local APICs.  How many took it."""
+    x2apic = vm.x2apic_format
+    destination = low >> 12 & 0xFF | (high & 0xFFFFFF00 if x2apic else 0)
+    targets = list(matches(vm.vcpus, destination, bool(low & 4), x2apic))
+    send(targets, data >> 8 & 7, data & 0xFF)
+    return len(targets)
+
+
+class Pit:
+    """The 8254 as far as a guest that polls it sees: three counters that run at their rate, and the speaker's gate."""
+
+    def __init__(self) -> None:
+        self._reload = [0x10000] * 3
+        self._started = [time.monotonic_ns()] * 3
+        self._mode = [0, 0, 0]
+        self._access = [3, 3, 3]
+        self._latched: list[int | None] = [None, None, None]
+        self._half = [0, 0, 0]
+        self._write_low = [0, 0, 0]
+        self.speaker = 0
+
+    def _count(self, channel: int) -> int:
+        ticks = (time.monotonic_ns() - self._started[channel]) * _PIT_HZ // 1_000_000_000
+        return (
+            (self._reload[channel] - ticks) % max(self._reload[channel], 1)
+            if self._mode[channel] in (2, 3)
+            else max(self._reload[channel] - ticks, 0) & 0xFFFF
+        )
+
+    def _output(self, channel: int) -> bool:
+        ticks = (time.monotonic_ns() - self._started[channel]) * _PIT_HZ // 1_000_000_000
+        reload = self._reload[channel]
+        if self._mode[channel] == 3:
+            return ticks % reload < (reload + 1) // 2
+        return ticks >= reload if self._mode[channel] in (0, 1) else True
+
+    def port_write(self, port: int, value: int) -> bool:
+        """OUT; False if the port isn't the timer's."""
+        if port == 0x61:
+            if value & 1 and not self.speaker & 1:
+                self._started[2] = time.monotonic_ns()
+            self.speaker = value & 3
+            return True
+        if not 0x40 <= port <= 0x43:
+            return False
+        if port == 0x43:
+            self._control(value)
+            return True
+        channel = port - 0x40
+        access = self._access[channel]
+        if access == 3 and not self._half[channel]:
+            self._write_low[channel], self._half[channel] = value, 1
+            return True
+        count = value << 8 | self._write_low[channel] if access == 3 else value << 8 if access == 2 else value
+        self._half[channel] = 0
+        self._reload[channel], self._started[channel] = count or 0x10000, time.monotonic_ns()
+        return True
+
+    def get_state(self) -> bytes:
+        """Three of struct kvm_pit_channel_state: count, modes, and when counting began (nanoseconds)."""
+        channels = b""
+        for i in range(3):
+            modes = bytes((self._access[i], self._mode[i], 0))
+            channels += self._reload[i].to_bytes(4, "little") + bytes(9) + modes + self._started[i].to_bytes(8, "little")
+        return channels.ljust(72, b"\0")
+
+    def set_state(self, channels: bytes) -> None:
+        """The other way."""
+        for i in range(3):
+            at = 24 * i
+            self._reload[i] = int.from_bytes(channels[at : at + 4], "little") or 0x10000
+            self._access[i], self._mode[i] = channels[at + 13] or 3, channels[at + 14] & 7
+
+    def _control(self, value: int) -> None:
+        channel = value >> 6
+        if channel == 3:
+            for i in range(3):
+                if value >> i & 2 and not value & 0x20:
+                    self._latched[i] = self._count(i)
+        elif value >> 4 & 3 == 0:
+            self._latched[channel] = self._count(channel)
+        else:
+            mode = value >> 1 & 7
+            self._mode[channel], self._access[channel] = mode & 3 if mode > 5 else mode, value >> 4 & 3
+            self._half[channel] = 0
+            self._started[channel] = time.monotonic_ns()
+
+    def port_read(self, port: int) -> int | None:
+        """IN; None if the port isn't the timer's."""
+        if port == 0x61:
+            refresh = time.monotonic_ns() // 15_000 & 1
+            return self.speaker | refresh << 4 | (0x20 if self._output(2) else 0)
+        if not 0x40 <= port <= 0x42:
+            return None
+        channel = port - 0x40
+        latched = self._latched[channel]
+        count = self._count(channel) if latched is None else latched
+        access, half = self._access[channel], self._half[channel]
+        if access == 3:
+            self._half[channel] = half ^ 1
+            if half:
+                self._latched[channel] = None
+            return count >> 8 & 0xFF if half else count & 0xFF
+        self._latched[channel] = None
+        return count >> 8 & 0xFF if access == 2 else count & 0xFF

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ioctls of a VM that concern its interrupt controllers, clocks and limits (kvm_arch_vm_ioctl() in arch/x86/kvm/x86.c)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..mm.uaccess import UserPointer, copy_from_user, copy_to_user, read_user
+from ..rules import kvm as rules
+from ..uapi import kvm as uapi
+from ..uapi.kvm import (
+    kvm_create_device,
+    kvm_device_attr,
+    kvm_irq_level,
+    kvm_irq_routing,
+    kvm_irq_routing_entry,
+    kvm_msi,
+)
+from ..uapi.kvm_x86 import kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2
+from .clock import HOST_TSC_KHZ
+from .eventfd import coalesce, uncoalesce, vm_ioeventfd, vm_irqfd
+from .irqchip import IOAPIC_PINS, IrqChip, Pit, deliver_message
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+__all__ = ["IOCTLS", "create_irqchip"]
+
+_MAX_ROUTES = 4096
+_CHIPS = 3
+
+
+def create_irqchip(vm: Vm, split: bool) -> int:
+    """KVM_CREATE_IRQCHIP, and KVM_CAP_SPLIT_IRQCHIP."""
+    with vm.lock:
+        if vm.irqchip is not None:
+            raise rules.IRQCHIP_EXISTS("KVM_CREATE_IRQCHIP, again")
+        if vm.created_vcpus:
+            raise rules.IRQCHIP_VCPUS(f"{vm.created_vcpus} vCPUs")
+        vm.irqchip = IrqChip(vm, split)
+    return 0
+
+
+def _create_irqchip(vm: Vm, arg: UserPointer) -> int:
+    return create_irqchip(vm, split=False)
+
+
+def _irqchip(vm: Vm) -> IrqChip:
+    if vm.irqchip is None or vm.irqchip.split:
+        raise rules.IRQCHIP_NONE("a VM without KVM_CREATE_IRQCHIP")
+    return vm.irqchip
+
+
+def _get_irqchip(vm: Vm, arg: UserPointer) -> int:
+    mm = vm.rt.current.mm
+    asked = copy_from_user(mm, kvm_irqchip, arg)
+    chip = _irqchip(vm)
+    if asked.chip_id >= _CHIPS:
+        raise rules.IRQCHIP_ID(f"chip {asked.chip_id}")
+    copy_to_user(mm, arg, kvm_irqchip(chip_id=asked.chip_id, chip=chip.get_state(asked.chip_id).ljust(512, b"\0")))
+    return 0
+
+
+def _set_irqchip(vm: Vm, arg: UserPointer) -> int:
+    asked = copy_from_user(vm.rt.current.mm, kvm_irqchip, arg)
+    chip = _irqchip(vm)
+    if asked.chip_id >= _CHIPS:
+        raise rules.IRQCHIP_ID(f"chip {asked.chip_id}")
+    chip.set_state(asked.chip_id, asked.chip)
+    return 0
+
+
+def _irq_line(vm: Vm, arg: UserPointer) -> int:
+    line = copy_from_user(vm.rt.current.mm, kvm_irq_level, arg)
+    if vm.irqchip is None:
+        raise rules.IRQCHIP_NONE("KVM_IRQ_LINE")
+    vm.irqchip.set_gsi(line.irq, bool(line.level))
+    return 0
+
+
+def _irq_line_status(vm: Vm, arg: UserPointer) -> int:
+    mm = vm.rt.current.mm
+    line = copy_from_user(mm, kvm_irq_level, arg)
+    if vm.irqchip is None:
+        raise rules.IRQCHIP_NONE("KVM_IRQ_LINE_STATUS")
+    vm.irqchip.set_gsi(line.irq, bool(line.level))
+    line.irq = 1
+    copy_to_user(mm, arg, line)
+    return 0
+
+
+def _set_gsi_routing(vm: Vm, arg: UserPointer) -> int:
+    """kvm_set_irq_routing(): the table as a whole takes the old one's place."""
+    mm = vm.rt.current.mm
+    head = copy_from_user(mm, kvm_irq_routing, arg)
+    if vm.irqchip is None or head.nr > _MAX_ROUTES or head.flags:
+        raise rules.GSI_ROUTING(f"{head.nr} routes, flags {head.flags:#x}, irqchip {vm.irqchip is not None}")
+    size = kvm_irq_routing_entry.SIZE
+    routes: dict[int, list[kvm_irq_routing_entry]] = {}
+    for i in range(head.nr):
+        at = kvm_irq_routing.SIZE + i * size
+        raw = read_user(mm, arg + at, size) if isinstance(arg, int) else bytes(arg[at : at + size])
+        entry = kvm_irq_routing_entry.unpack_from(raw)
+        bad_pin = entry.type == 1 and (entry.u[0] >= _CHIPS or entry.u[1] >= (IOAPIC_PINS if entry.u[0] == 2 else 8))
+        if entry.gsi >= _MAX_ROUTES or entry.type not in (1, 2) or bad_pin:
+            raise rules.GSI_ROUTING(f"{entry!r}")
+        routes.setdefault(entry.gsi, []).append(entry)
+    vm.irqchip.routes = routes
+    return 0
+
+
+def _signal_msi(vm: Vm, arg: UserPointer) -> int:
+    message = copy_from_user(vm.rt.current.mm, kvm_msi, arg)
+    if vm.irqchip is None or message.flags:
+        raise rules.MSI(f"flags {message.flags:#x}, irqchip {vm.irqchip is not None}")
+    return deliver_message(vm, message.address_lo, message.address_hi, message.data)
+
+
+def _create_pit2(vm: Vm, arg: UserPointer) -> int:
+    config = copy_from_user(vm.rt.current.mm, kvm_pit_config, arg)
+    if vm.irqchip is None or vm.irqchip.split:
+        raise rules.PIT_NO_IRQCHIP("KVM_CREATE_PIT2")
+    if vm.irqchip.pit is not None:
+        raise rules.PIT_EXISTS(f"flags {config.flags:#x}")
+    vm.irqchip.pit = Pit()
+    return 0
+
+
+def _pit(vm: Vm) -> Pit:
+    if vm.irqchip is None or vm.irqchip.pit is None:
+        raise rules.PIT_NONE("a VM without KVM_CREATE_PIT2")
+    return vm.irqchip.pit
+
+
+def _get_pit2(vm: Vm, arg: UserPointer) -> int:
+    copy_to_user(vm.rt.current.mm, arg, kvm_pit_state2(channels=_pit(vm).get_state()))
+    return 0
+
+
+def _set_pit2(vm: Vm, arg: UserPointer) -> int:
+    state = copy_from_user(vm.rt.current.mm, kvm_pit_state2, arg)
+    _pit(vm).set_state(state.channels)
+    return 0
+
+
+def _reinject(vm: Vm, arg: UserPointer) -> int:
+    _pit(vm)
+    return 0
+
+
+def _set_tss_addr(vm: Vm, arg: UserPointer) -> int:
+    """vmx_set_tss_addr(): where real mode may keep a TSS; nothing here needs one, as on processors that run it unaided."""
+    if isinstance(arg, int) and arg > (1 << 32) - 1 - 3 * 4096:
+        raise rules.TSS_ADDR(f"{arg:#x}")
+    return 0
+
+
+def _set_identity_map(vm: Vm, arg: UserPointer) -> int:
+    if vm.created_vcpus:
+        raise rules.IDENTITY_MAP(f"{vm.created_vcpus} vCPUs")
+    return 0
+
+
+def _set_boot_cpu_id(vm: Vm, arg: UserPointer) -> int:
+    if vm.created_vcpus:
+        raise rules.BOOT_CPU_ID(f"{vm.created_vcpus} vCPUs")
+    vm.bsp_vcpu_id = int(arg) if isinstance(arg, int) else 0
+    return 0
+
+
+def _set_nr_mmu_pages(vm: Vm, arg: UserPointer) -> int:
+    if not isinstance(arg, int) or arg < 64:
+        raise rules.NR_MMU_PAGES(f"{arg!r}")
+    vm.n_max_mmu_pages = arg
+    return 0
+
+
+def _get_nr_mmu_pages(vm: Vm, arg: UserPointer) -> int:
+    return vm.n_max_mmu_pages
+
+
+def _get_clock(vm: Vm, arg: UserPointer) -> int:
+    """kvm_vm_ioctl_get_clock(): nanoseconds of the VM, with the host's TSC and time that belong to them."""
+    now = time.monotonic_ns()
+    data = kvm_clock_data(
+        clock=now + vm.clock_offset, flags=2 | 4 | 8, realtime=time.time_ns(), host_tsc=now * HOST_TSC_KHZ // 1_000_000
+    )
+    copy_to_user(vm.rt.current.mm, arg, data)
+    return 0
+
+
+def _set_clock(vm: Vm, arg: UserPointer) -> int:
+    data = copy_from_user(vm.rt.current.mm, kvm_clock_data, arg)
+    if data.flags & ~(2 | 4 | 8):
+        raise rules.CLOCK_FLAGS(f"flags {data.flags:#x}")
+    passed = time.time_ns() - data.realtime if data.flags & 4 else 0
+    vm.clock_offset = data.clock + max(passed, 0) - time.monotonic_ns()
+    return 0
+
+
+def _set_tsc_khz(vm: Vm, arg: UserPointer) -> int:
+    if not isinstance(arg, int) or vm.created_vcpus:
+        raise rules.TSC_KHZ(f"{arg!r} kHz, {vm.created_vcpus} vCPUs")
+    vm.default_tsc_khz = arg or HOST_TSC_KHZ
+    return 0
+
+
+def _get_tsc_khz(vm: Vm, arg: UserPointer) -> int:
+    return vm.default_tsc_khz
+
+
+def _create_device(vm: Vm, arg: UserPointer) -> int:
+    """kvm_ioctl_create_device(): VFIO is the only type that x86 has, and nothing here can be assigned."""
+    wanted = copy_from_user(vm.rt.current.mm, kvm_create_device, arg)
+    raise rules.DEVICE_TYPE(f"type {wanted.type}")
+
+
+def _vm_attr(vm: Vm, arg: UserPointer) -> int:
+    attr = copy_from_user(vm.rt.current.mm, kvm_device_attr, arg)
+    raise rules.VM_ATTR(f"group {attr.group}, attribute {attr.attr}")
+
+
+IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
+    uapi.KVM_CREATE_IRQCHIP: _create_irqchip,
+    uapi.KVM_GET_IRQCHIP: _get_irqchip,
+    uapi.KVM_SET_IRQCHIP: _set_irqchip,
+    uapi.KVM_IRQ_LINE: _irq_line,
+    uapi.KVM_IRQ_LINE_STATUS: _irq_line_status,
+    uapi.KVM_SET_GSI_ROUTING: _set_gsi_routing,
+    uapi.KVM_SIGNAL_MSI: _signal_msi,
+    uapi.KVM_CREATE_PIT2: _create_pit2,
+    uapi.KVM_GET_PIT2: _get_pit2,
+    uapi.KVM_SET_PIT2: _set_pit2,
+    uapi.KVM_REINJECT_CONTROL: _reinject,
+    uapi.KVM_SET_TSS_ADDR: _set_tss_addr,
+    uapi.KVM_SET_IDENTITY_MAP_ADDR: _set_identity_map,
+    uapi.KVM_SET_BOOT_CPU_ID: _set_boot_cpu_id,
+    uapi.KVM_SET_NR_MMU_PAGES: _set_nr_mmu_pages,
+    uapi.KVM_GET_NR_MMU_PAGES: _get_nr_mmu_pages,
+    uapi.KVM_GET_CLOCK: _get_clock,
+    uapi.KVM_SET_CLOCK: _set_clock,
+    uapi.KVM_SET_TSC_KHZ: _set_tsc_khz,
+    uapi.KVM_GET_TSC_KHZ: _get_tsc_khz,
+    uapi.KVM_IOEVENTFD: vm_ioeventfd,
+    uapi.KVM_IRQFD: vm_irqfd,
+    uapi.KVM_REGISTER_COALESCED_MMIO: coalesce,
+    uapi.KVM_UNREGISTER_COALESCED_MMIO: uncoalesce,
+    uapi.KVM_CREATE_DEVICE: _create_device,
+    uapi.KVM_HAS_DEVICE_ATTR: _vm_attr,
+    uapi.KVM_GET_DEVICE_ATTR: _vm_attr,
+    uapi.KVM_SET_DEVICE_ATTR: _vm_attr,
+}
