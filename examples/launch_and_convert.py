@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VMM in one page: launch a guest with private memory, serve its exits while it converts a page both ways, take it down.
 
-    python examples/launch_and_convert.py [software | snp | tdx] [PROFILE]
+    python examples/launch_and_convert.py [software | snp | tdx | cca] [PROFILE]
 
 It stands on `gmemu.vmm`, so failures that pass are waited out, and others end it with one sentence and status 1.  Hand it to
 `gmemu sweep` to see that.
@@ -13,24 +13,25 @@ from contextlib import ExitStack
 
 from gmemu import ExitReason, Kvm, VmType
 from gmemu.uapi.sev import SnpPageType
-from gmemu.vmm import Backoff, Vmm, VmmError, populate_snp, populate_tdx
+from gmemu.vmm import Backoff, Vmm, VmmError, populate_cca, populate_snp, populate_tdx
 
 PAGE = 4096
 FIRMWARE, RAM = 0x100000, 0x200000
 CONTENTS = b"the guest's first instructions".ljust(4 * PAGE, b"\x90")
-TYPES = {"software": VmType.SW_PROTECTED, "snp": VmType.SNP, "tdx": VmType.TDX}
+TYPES = {"software": VmType.SW_PROTECTED, "snp": VmType.SNP, "tdx": VmType.TDX, "cca": VmType.ARM_REALM}
+MACHINES = {"software": "amd", "snp": "amd", "tdx": "intel", "cca": "arm"}
 
 
 def guest(cpu):
     """What the guest does: use a page, share it, take it back."""
-    if hasattr(cpu, "accept") and kind != "software":
-        cpu.accept(RAM, PAGE)
-    cpu.store(RAM, b"secret")
     if kind == "software":
+        cpu.store(RAM, b"secret")
         for private in (False, True):
             if cpu.map_gpa_range(RAM, PAGE, private=private):
                 cpu.triple_fault()
     else:
+        cpu.accept(RAM, PAGE)
+        cpu.store(RAM, b"secret")
         cpu.convert(RAM, PAGE, private=False)
         cpu.store(RAM, b"hello", shared=True)
         cpu.convert(RAM, PAGE, private=True)
@@ -44,16 +45,18 @@ def launch(kvm, stack):
         vm.snp.init2()
     elif kind == "tdx":
         vm.tdx.init_vm()
-    vm.enable_map_gpa_range()
+    if kind != "cca":
+        vm.enable_map_gpa_range()
     vmm = Vmm(kvm, vm, Backoff.none())
     stack.callback(vmm.close)
-    vcpu = stack.enter_context(vm.create_vcpu())
-    firmware = vmm.add_memory(FIRMWARE, len(CONTENTS))
+    vcpu = stack.enter_context(vm.cca.create_vcpu() if kind == "cca" else vm.create_vcpu())
+    in_place = vmm.in_place and kind != "cca"  # a realm's contents always come from elsewhere
+    firmware = vmm.add_memory(FIRMWARE, len(CONTENTS), mapped=in_place)
     vmm.add_memory(RAM, 4 * PAGE)
     firmware.buffer[:] = CONTENTS
     vmm.convert(FIRMWARE, len(CONTENTS), private=True)
     vmm.convert(RAM, 4 * PAGE, private=True)
-    source = 0 if vmm.in_place else firmware.buffer.address
+    source = 0 if in_place else firmware.buffer.address
     if kind == "snp":
         vm.snp.launch_start()
         populate_snp(vm.snp, FIRMWARE, len(CONTENTS), SnpPageType.NORMAL, source)
@@ -62,12 +65,15 @@ def launch(kvm, stack):
         vcpu.tdx_init()
         populate_tdx(vm.tdx, vcpu, FIRMWARE, len(CONTENTS), source, backoff=vmm.backoff)
         vm.tdx.finalize_vm()
+    elif kind == "cca":
+        vm.cca.create_vgic()
+        populate_cca(vm.cca, FIRMWARE, len(CONTENTS), source, backoff=vmm.backoff)
     return vmm, vcpu
 
 
 def main():
     with ExitStack() as stack:
-        kvm = stack.enter_context(Kvm.open(profile, platform="intel" if kind == "tdx" else "amd"))
+        kvm = stack.enter_context(Kvm.open(profile, platform=MACHINES[kind]))
         vmm, vcpu = launch(kvm, stack)
         exit_ = vmm.run(vcpu, guest)
         if exit_.reason is not ExitReason.HLT:

@@ -163,6 +163,10 @@ class Faults:
             counts[held.pfn] += held.by
         return dict(counts)
 
+    def count(self, what: What | str, name: str) -> int:
+        """How often an operation was asked for so far, whatever came of it."""
+        return self._operations[What(what), name]
+
     def unmet(self) -> list[Order]:
         """Orders that nothing came of so far."""
         done = {id(fired.order) for fired in self.fired}

@@ -9,7 +9,7 @@ from .backoff import Backoff
 from .errors import ConversionTimeout, GuestStuck, NoMemoryThere, Poisoned, VmmError
 from .loop import Observer, Vmm
 from .memory import Block, Holder
-from .populate import populate_snp, populate_tdx
+from .populate import populate_cca, populate_snp, populate_tdx
 
 __all__ = [
     "Backoff",
@@ -22,6 +22,7 @@ __all__ = [
     "Poisoned",
     "Vmm",
     "VmmError",
+    "populate_cca",
     "populate_snp",
     "populate_tdx",
 ]
