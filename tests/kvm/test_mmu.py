@@ -272,9 +272,9 @@ class TestMapping:
 
     def test_a_fault_that_is_stale_maps_nothing(self, world: World) -> None:
         """An invalidation went by since the fault looked: whatever it found may be gone."""
-        vm, _, gmem = with_gmem(world)
+        vm, vcpu, gmem = with_gmem(world)
         kvm = world.kvm_vm(vm)
-        fault = world.syscall(lambda: PageFault(kvm, 0, 0, False))
+        fault = world.syscall(lambda: PageFault(world.kvm_vcpu(vcpu), 0, 0, False))
         fault.mmu_seq = kvm.mmu.invalidate_seq.read()
         assert not kvm.host.design.is_page_fault_stale(kvm, fault)
         gmem.make_private(0, PAGE)
@@ -303,7 +303,7 @@ class TestMapping:
         vm, vcpu, gmem = with_gmem(world)
         store(vcpu, 0, b"x")
         kvm = world.kvm_vm(vm)
-        fault = world.syscall(lambda: PageFault(kvm, 0, 0, False))
+        fault = world.syscall(lambda: PageFault(world.kvm_vcpu(vcpu), 0, 0, False))
         fault.pfn = world.pfn(gmem, 0) + 1
         with kvm.mmu_lock.shared, pytest.raises(InvariantViolation, match="is mapped to"):
             kvm.mmu.map(fault)

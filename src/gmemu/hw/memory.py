@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 
 from ..rangemap import RangeMap
 
-__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "PhysicalMemory", "noise"]
+__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "HostStage2Fault", "PhysicalMemory", "noise"]
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -27,6 +27,10 @@ _BY_SYSCALL = 1 << 16
 
 class HostAccessFault(Exception):
     """The host touched a page that belongs to somebody else: the access faults in hardware."""
+
+
+class HostStage2Fault(HostAccessFault):
+    """The hypervisor above the host refuses the access: a signal of its own for user space."""
 
 
 @lru_cache(maxsize=64)
@@ -55,6 +59,8 @@ class PhysicalMemory:
         """pfn -> key the page's bytes were written with (absent: key 0)."""
         self.guards: list[Callable[[int, int, bool], None]] = []
         """Asked before the host touches pages (pfn, count, write); raise `HostAccessFault` to refuse."""
+        self.kernel_accesses: list[Callable[[int, int], None]] = []
+        """Asked before the host's kernel touches pages through its own mapping (pfn, count)."""
         self.watchers: list[Callable[[int, int], None]] = []
         """Told of each store by the host's software: physical address, length (bytes)."""
 
@@ -123,7 +129,10 @@ class PhysicalMemory:
         self.write(address, data)
 
     def copy(self, destination: int, source: int, count: int) -> None:
-        """memcpy() of `count` whole pages by the host: both sides through key 0."""
+        """memcpy() of `count` whole pages by the host's kernel: both sides through key 0."""
+        for access in self.kernel_accesses:
+            access(source, count)
+            access(destination, count)
         if not self.keys.empty(source, source + count):
             self.write(destination << PAGE_SHIFT, self.read(source << PAGE_SHIFT, count << PAGE_SHIFT))
             return

@@ -95,7 +95,7 @@ class KvmDeviceFile(File):
         if not isinstance(arg, int):
             raise rules.VM_TYPE(f"type {arg!r}")
         vm_type, ipa_bits, limit = arg, 0, 0
-        if self.host.platform == "arm":
+        if self.host.is_arm64:
             vm_type, ipa_bits = arg & ~KVM_VM_TYPE_ARM_IPA_SIZE_MASK, arg & KVM_VM_TYPE_ARM_IPA_SIZE_MASK
             limit = self.host.profile.caps[Cap.ARM_VM_IPA_SIZE].device
         if vm_type not in self.host.vm_types:

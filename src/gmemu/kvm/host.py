@@ -23,6 +23,7 @@ from .design import Design
 if TYPE_CHECKING:
     from .fault_points import FaultPoints
     from .guest_memfd.inode import GmemInode
+    from .pkvm_platform import PkvmPlatform
     from .rmm_platform import RmmPlatform
     from .snp_platform import SnpPlatform
     from .tdx_platform import TdxPlatform
@@ -34,8 +35,9 @@ PLATFORMS: dict[str, frozenset[VmType]] = {
     "amd": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP}),
     "intel": frozenset({VmType.DEFAULT, VmType.SW_PROTECTED, VmType.TDX}),
     "arm": frozenset({VmType.DEFAULT, VmType.ARM_REALM}),
+    "pkvm": frozenset({VmType.DEFAULT, VmType.ARM_PROTECTED}),
 }
-"""Platform -> the VM types that it can run."""
+"""Platform -> the VM types that it can run.  "pkvm" is an Arm machine with kvm-arm.mode=protected."""
 
 DEFAULT_MEMORY = 4 << 40
 
@@ -64,9 +66,9 @@ class Host:
         self.profile = get(profile) if isinstance(profile, str) else profile
         if platform not in PLATFORMS:
             raise ValueError(f"there is no platform {platform!r}; there are {', '.join(PLATFORMS)}")
-        if platform == "arm":
-            self.profile = on_arm64(self.profile)
         self.platform = platform
+        if self.is_arm64:
+            self.profile = on_arm64(self.profile)
         if faults is None and runtime is None and Host.default_faults is not None:
             faults = Host.default_faults()
         self.faults = faults
@@ -83,6 +85,7 @@ class Host:
         self._snp: SnpPlatform | None = None
         self._tdx: TdxPlatform | None = None
         self._rmm: RmmPlatform | None = None
+        self._pkvm: PkvmPlatform | None = None
         self.init = self.new_process()
         if faults is not None:
             faults.attach(self)
@@ -130,10 +133,25 @@ class Host:
             self._made(self._rmm)
         return self._rmm
 
+    @property
+    def pkvm(self) -> PkvmPlatform:
+        """The hypervisor above the machine's kernel, made when first used."""
+        if self._pkvm is None:
+            from .pkvm_platform import PkvmPlatform
+
+            self._pkvm = PkvmPlatform(self)
+            self._made(self._pkvm)
+        return self._pkvm
+
     def _made(self, entity: object) -> None:
         """A trusted entity was made; whoever orders failures wants to know."""
         if self.faults is not None:
             self.faults.entity(entity)
+
+    @property
+    def is_arm64(self) -> bool:
+        """Whether the processors are Arm's."""
+        return self.platform in ("arm", "pkvm")
 
     @property
     def vm_types(self) -> tuple[VmType, ...]:
@@ -143,7 +161,7 @@ class Host:
     @property
     def vm_types_mask(self) -> int:
         """KVM_CAP_VM_TYPES, which only x86 has."""
-        if self.platform == "arm":
+        if self.is_arm64:
             return 0
         return sum(1 << t for t in self.vm_types)
 
@@ -176,7 +194,7 @@ class Host:
 
     def owner(self, pfn: int) -> str:
         """Whose page frame `pfn` is by what the trusted entity keeps (RMP, PAMT, granules), in its words; empty without."""
-        platforms = (self._snp, self._tdx, self._rmm)
+        platforms = (self._snp, self._tdx, self._rmm, self._pkvm)
         return ", ".join(platform.owner(pfn) for platform in platforms if platform is not None)
 
     def check_quiet(self) -> None:
@@ -193,6 +211,8 @@ class Host:
             self._tdx.check_quiet()
         if self._rmm is not None:
             self._rmm.check_quiet()
+        if self._pkvm is not None:
+            self._pkvm.check_quiet()
 
     def close(self) -> None:
         """Switch the machine off, whatever state it's in."""

@@ -266,12 +266,17 @@ def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot) -> None:
     if new.end_gfn - 1 > MAX_GFN:
         raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}")
     vm.arch.check_gfn(new.end_gfn - 1)
-    vm.arch.prepare_memory_region(new)
+    vm.arch.prepare_memory_region(old, new)
 
 
 def _delete(vm: Vm, slots: Memslots, old: Memslot) -> None:
     """kvm_set_memslot(KVM_MR_DELETE): zap while the slot is INVALID, then take it away, then unbind it."""
     invalid = _invalidate_memslot(vm, slots, old)
+    try:
+        vm.arch.prepare_memory_region(old, None)
+    except BaseException:
+        _swap(vm, slots, invalid, old)
+        raise
     _swap(vm, slots, invalid, None)
     if old.has_gmem:
         vm.host.design.unbind(vm, old)

@@ -55,13 +55,13 @@ class RetPf(Enum):
 class PageFault:
     """struct kvm_page_fault: one fault of the guest at `gfn`, with what its error code says."""
 
-    __slots__ = ("gfn", "map_writable", "mmu_seq", "pfn", "prefetch", "private", "slot", "write")
+    __slots__ = ("gfn", "map_writable", "mmu_seq", "pfn", "prefetch", "private", "slot", "vcpu", "write")
 
-    def __init__(self, vm: Vm, gfn: int, error_code: int, prefetch: bool) -> None:
-        self.gfn, self.prefetch = gfn, prefetch
+    def __init__(self, vcpu: Vcpu, gfn: int, error_code: int, prefetch: bool) -> None:
+        self.vcpu, self.gfn, self.prefetch = vcpu, gfn, prefetch
         self.write = bool(error_code & PFERR_WRITE_MASK)
         self.private = bool(error_code & PFERR_PRIVATE_ACCESS)
-        self.slot: Memslot | None = vm.find_slot(gfn)
+        self.slot: Memslot | None = vcpu.vm.find_slot(gfn)
         self.mmu_seq = 0
         self.pfn = -1
         self.map_writable = True
@@ -157,7 +157,7 @@ class Mmu:
         Raises EFAULT or EHWPOISON after filling in KVM_EXIT_MEMORY_FAULT where KVM does.
         """
         vm = self._vm
-        fault = PageFault(vm, gfn, error_code, prefetch)
+        fault = PageFault(vcpu, gfn, error_code, prefetch)
         result = self._faultin_pfn(vcpu, fault, error_code)
         if result is not RetPf.CONTINUE:
             return result

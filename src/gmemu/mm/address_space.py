@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from ..hw.memory import PAGE_SHIFT, PAGE_SIZE, HostAccessFault
+from ..hw.memory import PAGE_SHIFT, PAGE_SIZE, HostAccessFault, HostStage2Fault
 from ..rangemap import RangeMap
-from ..rules import BusError, KernelError, SegmentationFault
+from ..rules import BusError, KernelError, MemoryFault, SegmentationFault, pkvm
 from ..rules import mm as rules
 from ..uapi.mman import GUP_PIN_COUNTING_BIAS, PROT_EXEC, PROT_READ, PROT_WRITE
 from .file import File, fput
@@ -96,6 +96,10 @@ class AddressSpace:
         self.hwpoison: set[int] = set()
         """virtual pages whose memory went bad while they were mapped (hwpoison entries)"""
         self.notifiers: list[MmuNotifier] = []
+        self.locked_vm = 0
+        """pages that count as locked because somebody pins them for the process"""
+        self.memlock_limit: int | None = None
+        """RLIMIT_MEMLOCK in pages; None: the process has CAP_IPC_LOCK"""
         self.number = memmap.nr_mms
         """the how-manieth of the machine: mmlist has no order"""
         memmap.nr_mms += 1
@@ -475,6 +479,18 @@ class AddressSpace:
         others = self.memmap.refcount(pfn) - 1
         return self.memmap.mapcount(pfn) == 1 and others % GUP_PIN_COUNTING_BIAS == 0
 
+    def account_locked_vm(self, pages: int) -> bool:
+        """account_locked_vm(): so many more pages are locked, or fewer.  False if that's over the limit."""
+        if pages > 0 and self.memlock_limit is not None and self.locked_vm + pages > self.memlock_limit:
+            return False
+        self.locked_vm += pages
+        return True
+
+    def swap_backed(self, vpn: int, pfn: int) -> bool:
+        """folio_test_swapbacked() of the page mapped at `vpn`: it's anonymous or shmem's, not another file's."""
+        vma = self.find_vma(vpn)
+        return vma is not None and (vma.mapping is None or vma.mapping.swap_backed or self._is_anonymous(vma, vpn, pfn))
+
     # Access by the process
 
     def translate(self, address: int, length: int, write: bool) -> Iterator[tuple[int, int]]:
@@ -512,7 +528,7 @@ class AddressSpace:
             try:
                 pieces.append(self.memory.host_read(pa, n))
             except HostAccessFault as owned:
-                raise BusError(rules.OWNED_BY_GUEST, address + sum(map(len, pieces)), str(owned)) from None
+                raise _not_the_hosts(owned, address + sum(map(len, pieces))) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -534,7 +550,7 @@ class AddressSpace:
             try:
                 self.memory.host_write(pa + done, data[done : done + n])
             except HostAccessFault as owned:
-                raise BusError(rules.OWNED_BY_GUEST, address + done, str(owned)) from None
+                raise _not_the_hosts(owned, address + done) from None
             done += n
 
     # Life
@@ -591,6 +607,13 @@ class AddressSpace:
         """exit_mmap(): nothing is left."""
         with self.mmap_lock.exclusive:
             self.unmap_region(0, TASK_SIZE_PAGES)
+
+
+def _not_the_hosts(fault: HostAccessFault, address: int) -> MemoryFault:
+    """What user space gets that touches somebody else's page."""
+    if isinstance(fault, HostStage2Fault):
+        return SegmentationFault(pkvm.HOST_STAGE2, address, str(fault))
+    return BusError(rules.OWNED_BY_GUEST, address, str(fault))
 
 
 class _Notified(AbstractContextManager[None]):

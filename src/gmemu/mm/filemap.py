@@ -33,7 +33,12 @@ class Folio:
 
 
 class PageCache:
-    """i_mapping: folios by index, what is up to date, who maps it, and the lock against truncation."""
+    """i_mapping: folios by index, what is up to date, who maps it, and the lock against truncation.
+
+    `swap_backed`: the folios are shmem's (folio_test_swapbacked).
+    """
+
+    swap_backed = False
 
     def __init__(self, memmap: Memmap, lru: LruBatches, name: str) -> None:
         self.memmap, self.lru, self.rt = memmap, lru, memmap.rt

@@ -25,6 +25,7 @@ class ShmemFile(File):
 
     def __init__(self, memmap: Memmap, lru: LruBatches, same: ShmemFile | None = None) -> None:
         self.cache: PageCache = same.cache if same else PageCache(memmap, lru, "shmem")
+        self.cache.swap_backed = True
         super().__init__(same.inode if same else Inode(S_IFREG | 0o777, 0, self.cache))
         self.files: list[ShmemFile] = same.files if same else []
         """open files of the inode"""

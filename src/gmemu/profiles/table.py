@@ -46,6 +46,7 @@ KVM_MAX_VCPU_IDS = 4 * KVM_MAX_VCPUS
 
 _TYPES = (VmType.DEFAULT, VmType.SW_PROTECTED, VmType.SNP)
 _TYPES_WITH_TDX = (*_TYPES, VmType.TDX)
+_TYPES_7_3 = (*_TYPES_WITH_TDX, VmType.ARM_PROTECTED)
 _TYPES_MASK = sum(1 << t for t in _TYPES)
 _BOTH = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 _CONTENT = KVM_SET_MEMORY_ATTRIBUTES2_ZERO | KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
@@ -216,6 +217,7 @@ LINUX_6_18 = LINUX_6_12._replace(
 
 LINUX_7_3 = LINUX_6_18._replace(
     name="linux-7.3",
+    vm_types=_TYPES_7_3,
     title="two pools; populate pins its source first; bindings checked without sign",
     source="Linux 7.3-rc7",
     mremap_splits_locked=True,
@@ -248,7 +250,7 @@ INPLACE_V13 = LINUX_7_3._replace(
     init_shared_with_private_memory=True,
     gmem_only_slots="always",
     fallocate_counts_blocks=True,
-    vm_types=(*_TYPES_WITH_TDX, VmType.ARM_REALM),
+    vm_types=(*_TYPES_7_3, VmType.ARM_REALM),
     caps={
         **LINUX_7_3.caps,
         Cap.MEMORY_ATTRIBUTES: _same(0),
@@ -326,7 +328,7 @@ LINUX_7_3_CCA = LINUX_7_3._replace(
     name="linux-7.3-cca",
     title="as linux-7.3, with the Arm CCA series: realms, in two pools",
     source="Linux 7.3-rc7 and the Arm CCA series, v14",
-    vm_types=(*_TYPES_WITH_TDX, VmType.ARM_REALM),
+    vm_types=(*_TYPES_7_3, VmType.ARM_REALM),
 )
 
 CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY, LINUX_7_3_CCA)}

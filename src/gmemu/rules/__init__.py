@@ -18,7 +18,7 @@ __all__ = [
     "rule",
 ]
 
-AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "arm64", "cca", "gmemu")
+AREAS = ("mm", "gmem", "kvm", "snp", "tdx", "arm64", "cca", "pkvm", "gmemu")
 
 
 def load_all() -> None:

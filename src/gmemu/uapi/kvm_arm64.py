@@ -126,6 +126,20 @@ class Psci(IntEnum):
     FEATURES = 0x8400000A
 
 
+SMCCC_RET_SUCCESS = 0
+SMCCC_RET_INVALID_PARAMETER = -3 & (1 << 64) - 1
+"""As X0 has them."""
+
+
+class VendorHyp(IntEnum):
+    """Vendor-specific hypervisor service calls that a protected VM of pKVM makes (include/linux/arm-smccc.h)."""
+
+    FEATURES = 0x86000000
+    HYP_MEMINFO = 0xC6000002
+    MEM_SHARE = 0xC6000003
+    MEM_UNSHARE = 0xC6000004
+
+
 class PsciReturn(IntEnum):
     """What PSCI answers."""
 

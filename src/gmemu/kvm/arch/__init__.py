@@ -15,6 +15,10 @@ def arch_class(platform: str, vm_type: VmType) -> type[VmArch]:
         from .cca import CcaVm
 
         return CcaVm
+    if platform == "pkvm":
+        from .pkvm import PkvmSharedVm, PkvmVm
+
+        return PkvmVm if vm_type is VmType.ARM_PROTECTED else PkvmSharedVm
     if platform == "arm":
         from .arm64 import ArmVm
 

@@ -108,8 +108,8 @@ class VmArch:
     def check_gfn(self, gfn: int) -> None:
         """May refuse a memslot that ends with this frame (kvm_is_gfn_alias)."""
 
-    def prepare_memory_region(self, new: Memslot) -> None:
-        """kvm_arch_prepare_memory_region(): may refuse a new or changed memslot for more than where it is."""
+    def prepare_memory_region(self, old: Memslot | None, new: Memslot | None) -> None:
+        """kvm_arch_prepare_memory_region(): may refuse to make, change or (without `new`) delete a memslot."""
 
     def check_prefault(self, gfn: int) -> None:
         """May refuse to map this frame ahead of use (kvm_is_gfn_alias)."""

@@ -82,8 +82,8 @@ class CcaVm(ArmVm):
     def slot_bits(self) -> int:
         return self.vm.ipa_bits - 1
 
-    def prepare_memory_region(self, new: Memslot) -> None:
-        if new.flags & KVM_MEM_LOG_DIRTY_PAGES:
+    def prepare_memory_region(self, old: Memslot | None, new: Memslot | None) -> None:
+        if new is not None and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
             raise rules.DIRTY_LOG(f"slot {new.id}")
 
     # ioctls
