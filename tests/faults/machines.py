@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gmemu import Exit, ExitReason, Kvm, Vcpu, Vm, VmType
+from gmemu.api.arm64 import init_vcpu
 from gmemu.api.sev import SnpError
 from gmemu.api.tdx import TdxError
 from gmemu.check import check_host
@@ -52,7 +53,13 @@ class Machine:
             self.vm.enable_map_gpa_range()
         self.vmm = Vmm(self.kvm, self.vm, Backoff.none())
         self.vcpus = [self.make_vcpu(i) for i in range(vcpus)]
+        self.add_memory(pages)
+
+    def add_memory(self, pages: int) -> None:
         self.block = self.vmm.add_memory(GPA, pages * PAGE)
+
+    def close_memory(self) -> None:
+        """What the guest's memory was made of."""
 
     def init(self) -> None:
         """What comes before the first vCPU."""
@@ -112,6 +119,7 @@ class Machine:
             vcpu.close()
         self.vmm.close()
         self.vm.close()
+        self.close_memory()
         if not self.lost:
             self.host.check_quiet()
         lockdep = self.host.rt.lockdep  # type: ignore[attr-defined]
@@ -217,6 +225,28 @@ class TdxMachine(Machine):
 
     def warnings(self) -> list[str]:
         return self.host.tdx.warnings
+
+
+class PkvmMachine(Machine):
+    """A protected VM of pKVM.  Its memory is anonymous: `memory`, PAGES pages at GPA."""
+
+    platform = "pkvm"
+    vm_type = VmType.ARM_PROTECTED
+
+    def __init__(self, *orders: str) -> None:
+        super().__init__(*orders, profile="linux-7.3", hypercalls=False)
+
+    def make_vcpu(self, number: int) -> Vcpu:
+        vcpu = super().make_vcpu(number)
+        init_vcpu(self.vm, vcpu)
+        return vcpu
+
+    def add_memory(self, pages: int) -> None:
+        self.memory = self.kvm.anonymous(pages * PAGE)
+        self.vm.set_user_memory_region2(0, GPA, pages * PAGE, userspace_addr=self.memory.address)
+
+    def close_memory(self) -> None:
+        self.memory.close()
 
 
 SEPT_VE_DISABLE = int(TdAttributes.SEPT_VE_DISABLE)

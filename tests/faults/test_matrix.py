@@ -8,13 +8,15 @@ no row is forgotten.
 from __future__ import annotations
 
 import re
-from errno import EAGAIN, EFAULT, EINTR, EINVAL, EIO
+from errno import EAGAIN, EFAULT, EINTR, EINVAL, EIO, ENOMEM
 
 import pytest
 
-from gmemu import BusError, ConversionRefused, ExitReason, InvariantViolation, KernelError
+from gmemu import BusError, ConversionRefused, ExitReason, InvariantViolation, KernelError, SegmentationFault
 from gmemu.api.sev import SnpError
 from gmemu.api.tdx import TdxError
+from gmemu.hw.el2.guest_cpu import PkvmGuestCpu
+from gmemu.hw.el2.hypervisor import PageState
 from gmemu.hw.guest_cpu import GuestCpu
 from gmemu.hw.snp.rmp_entry import RmpState
 from gmemu.hw.tdx.guest_cpu import TdGuestCpu
@@ -26,7 +28,7 @@ from gmemu.uapi.sev import PspStatus, SnpPageType, snp_cpuid_entry, snp_cpuid_ta
 from gmemu.uapi.tdx import TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, TdxStatus, status_of
 from gmemu.vmm import Poisoned
 
-from .machines import GFN, GPA, HLT, PAGE, PAGES, SEPT_VE_DISABLE, Machine, SnpMachine, TdxMachine
+from .machines import GFN, GPA, HLT, PAGE, PAGES, SEPT_VE_DISABLE, Machine, PkvmMachine, SnpMachine, TdxMachine
 
 ROWS = 46
 UNREACHABLE = {
@@ -34,8 +36,8 @@ UNREACHABLE = {
 }
 """Rows that can't be had."""
 
-OPEN = range(33, 46)
-"""Rows of Arm CCA and pKVM: they are tested with their platforms."""
+OPEN = range(33, 41)
+"""Rows of Arm CCA: they are tested with it."""
 
 
 def test_no_row_is_missing() -> None:
@@ -590,3 +592,70 @@ def test_46_a_pinned_page(make: type[Machine]) -> None:
                 m.block.gmem.make_private(0, 8 * PAGE)
             assert (caught.value.errno, caught.value.error_offset) == (EAGAIN, 5 * PAGE)
         m.block.gmem.make_private(0, 8 * PAGE)
+
+
+# pKVM
+
+
+def test_41_share_of_what_is_not_mapped() -> None:
+    """The hypercall becomes an abort, the host donates the page, and the instruction is run again."""
+    with PkvmMachine() as m:
+        answers: list[int] = []
+        assert m.vcpu.run(lambda cpu: answers.append(cpu.mem_share(GPA))).reason is HLT
+        assert answers == [0]
+        assert m.host.pkvm.hypervisor.vms[0x1000].entries[GFN].state is PageState.SHARED_OWNED
+
+
+def test_42_double_share_and_unshare_of_what_is_not_shared() -> None:
+    with PkvmMachine() as m:
+        answers: list[int] = []
+
+        def guest(cpu: PkvmGuestCpu) -> None:
+            answers.extend(call(GPA) for call in (cpu.mem_unshare, cpu.mem_share, cpu.mem_share))
+
+        assert m.vcpu.run(guest).reason is HLT
+        assert answers == [-3, 0, -3]
+
+
+def test_42_by_order() -> None:
+    with PkvmMachine("el2 MEM_SHARE -> EPERM") as m:
+        answers: list[int] = []
+        assert m.vcpu.run(lambda cpu: answers.extend((cpu.mem_share(GPA), cpu.mem_share(GPA)))).reason is HLT
+        assert answers == [-3, 0]
+
+
+def test_43_the_host_touches_a_donated_page() -> None:
+    with PkvmMachine() as m:
+        m.vcpu.run(lambda cpu: cpu.store(GPA, b"secret"))
+        with pytest.raises(SegmentationFault) as caught:
+            m.memory[0]
+        assert caught.value.rule.id == "pkvm.host-stage2"
+
+
+def test_44_forced_reclaim() -> None:
+    """fork() copies a pinned page through the kernel's own mapping."""
+    with PkvmMachine() as m:
+        m.vcpu.run(lambda cpu: cpu.store(GPA, b"secret"))
+        child = m.kvm.door.fork()
+        assert child.load(m.memory.address, 6) == bytes(6)
+        child.exit()
+        with pytest.raises(KernelError) as caught:
+            m.vcpu.run(lambda cpu: cpu.load(GPA, 1))
+        assert (caught.value.errno, caught.value.rule.id) == (EFAULT, "pkvm.fault.poisoned")
+
+
+def test_45_memcache() -> None:
+    """KVM 7.3 hands the hypervisor's ENOMEM on; the fault is met again by the next KVM_RUN, which tops the cache up."""
+    with PkvmMachine("el2 DONATE_GUEST -> ENOMEM") as m:
+        with pytest.raises(KernelError) as caught:
+            m.vcpu.run(lambda cpu: cpu.load(GPA, 1))
+        assert (caught.value.errno, caught.value.rule.id) == (ENOMEM, "pkvm.donate.memcache")
+        assert m.vcpu.run().reason is HLT
+
+
+def test_45_allocation() -> None:
+    with PkvmMachine("alloc pkvm-memcache -> ENOMEM") as m:
+        with pytest.raises(KernelError) as caught:
+            m.vcpu.run(lambda cpu: cpu.load(GPA, 1))
+        assert caught.value.errno == ENOMEM
+        assert m.vcpu.run().reason is HLT

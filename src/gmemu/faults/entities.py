@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ..hw.el2.hypervisor import El2Call
+from ..kvm.pkvm_platform import PkvmPlatform
 from ..kvm.rmm_platform import RmmPlatform
 from ..kvm.snp_platform import SnpPlatform
 from ..kvm.tdx_platform import TdxPlatform
@@ -75,4 +77,13 @@ def _rmm(faults: Faults, platform: RmmPlatform) -> None:
     platform.rmm.inject = command
 
 
-_ATTACH: dict[type, Callable[..., None]] = {SnpPlatform: _snp, TdxPlatform: _tdx, RmmPlatform: _rmm}
+def _pkvm(faults: Faults, platform: PkvmPlatform) -> None:
+    def call(call: El2Call, what: int) -> int | None:
+        if call is El2Call.FORCE_RECLAIM_GUEST_PAGE:
+            return faults.decide(What.EL2, call.name, pfn=what)
+        return faults.decide(What.EL2, call.name, gfn=what)
+
+    platform.hypervisor.inject = call
+
+
+_ATTACH: dict[type, Callable[..., None]] = {SnpPlatform: _snp, TdxPlatform: _tdx, RmmPlatform: _rmm, PkvmPlatform: _pkvm}

@@ -41,6 +41,8 @@ class What(StrEnum):
     """a leaf of the TDX module, called by a guest"""
     RMI = "rmi"
     """a command of the RMM (Arm CCA), called by the host"""
+    EL2 = "el2"
+    """a call of pKVM's hypervisor, by the host or a guest"""
     SIGNAL = "signal"
     """the thread gets a signal, which is pending until its system call is over"""
     REF = "ref"
@@ -62,7 +64,7 @@ class At(StrEnum):
     """as it takes a lock"""
 
 
-NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI)
+NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI, What.EL2)
 """What has a name, and fails with a result; the others happen at some point of a call."""
 ON_PAGES = (What.REF, What.PIN, What.POISON)
 
@@ -152,7 +154,7 @@ class Order:
             raise OrderError("offset= is for ref, pin and poison, instead of gfn=")
         if self.offset is not None and self.offset % 4096:
             raise OrderError(f"offset={self.offset:#x} isn't the start of a page")
-        if self.pfn is not None and self.what not in (What.PSP, What.RMP, What.SEAMCALL, What.RMI):
+        if self.pfn is not None and self.what not in (What.PSP, What.RMP, What.SEAMCALL, What.RMI, What.EL2):
             raise OrderError(f"{self.what} knows no pfn")
         if self.gfn is not None and self.what in (What.ALLOC, What.SIGNAL):
             raise OrderError(f"{self.what} isn't about a guest page")

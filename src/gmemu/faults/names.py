@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from errno import EAGAIN, EINVAL, ENOMEM, EPERM
 from functools import cache
 
+from ..hw.el2.hypervisor import El2Call
 from ..hw.snp.rmp import PsmashStatus, PvalidateStatus, RmpAdjustStatus, RmpUpdateStatus
 from ..uapi import kvm as uapi
 from ..uapi import kvm_arm64
@@ -21,6 +23,9 @@ ALLOCATION_SITES = (
     "gmem-inode",
     "kvm",
     "page",
+    "pkvm-memcache",
+    "pkvm-vcpu",
+    "pkvm-vm",
     "rmm-granule",
     "td-params",
     "tdx-page",
@@ -29,7 +34,7 @@ ALLOCATION_SITES = (
 )
 """What `Host.allocate` is called with, and "page" for page frames."""
 
-EVENT_KINDS = ("alloc", "psp", "rmp", "seamcall", "tdcall", "rmi")
+EVENT_KINDS = ("alloc", "psp", "rmp", "seamcall", "tdcall", "rmi", "el2")
 
 _RMP = {"RMPUPDATE": RmpUpdateStatus, "PSMASH": PsmashStatus, "PVALIDATE": PvalidateStatus, "RMPADJUST": RmpAdjustStatus}
 
@@ -44,6 +49,7 @@ def names_of(kind: str) -> tuple[str, ...]:
         "seamcall": tuple(leaf.name for leaf in TdxLeaf),
         "tdcall": tuple(leaf.name for leaf in TdcallLeaf),
         "rmi": tuple(Rmi.__members__),
+        "el2": tuple(call.name for call in El2Call),
     }.get(kind, ())
 
 
@@ -58,6 +64,8 @@ def results_of(kind: str) -> Mapping[str, int]:
         return {code.name: int(code) for status in _RMP.values() for code in status if code}
     if kind == "rmi":
         return {s.name: int(s) for s in RmiStatus if s}
+    if kind == "el2":
+        return {"EPERM": EPERM, "ENOMEM": ENOMEM, "EAGAIN": EAGAIN, "EINVAL": EINVAL}
     return {s.name: int(s) for s in TdxStatus if s}
 
 

@@ -51,9 +51,8 @@ class PkvmPlatform:
         """The host's state of the page, and whose it is."""
         return self.hypervisor.owner(pfn)
 
-    def alloc_pages(self, count: int, site: str) -> list[int]:
+    def alloc_pages(self, count: int) -> list[int]:
         """Pages that are going to be donated.  Raises ENOMEM."""
-        self.host.allocate(site)
         runs = self.host.memmap.alloc(count)
         return [pfn for start, n in runs for pfn in range(start, start + n)]
 

@@ -16,9 +16,11 @@ __all__ = ["ArmWorld"]
 class ArmWorld(World):
     """One Arm host.  `dirty`: the test breaks what must hold, so nothing is looked over at the end."""
 
+    platform = "arm"
+
     def __init__(self, profile: str) -> None:
         self.lockdep = Lockdep()
-        self.host = Host(profile, memory=1 << 40, runtime=DirectRuntime(self.lockdep), platform="arm")
+        self.host = Host(profile, memory=1 << 40, runtime=DirectRuntime(self.lockdep), platform=self.platform)
         self.profile = self.host.profile
         self.door = EmulatedDoor(self.host)
         self.kvm = Kvm(self.door)

@@ -20,7 +20,7 @@ from ...uapi.errno import EHWPOISON
 from ..memory import PAGE_SHIFT, PhysicalMemory
 from ..tlb import Tlb, Translation
 
-__all__ = ["El2Vcpu", "El2Vm", "GuestEntry", "HostEntry", "Hypervisor", "Owner", "PageState"]
+__all__ = ["El2Call", "El2Vcpu", "El2Vm", "GuestEntry", "HostEntry", "Hypervisor", "Owner", "PageState"]
 
 BITS_PER_LEVEL = 9
 LAST_LEVEL = 3
@@ -43,6 +43,22 @@ class Owner(IntEnum):
     HOST = 0
     HYP = 1
     GUEST = 2
+
+
+class El2Call(IntEnum):
+    """What can be ordered to fail: the host's hypercalls, and the guest's.  The numbers are ours; the kernel's shift from
+    release to release."""
+
+    DONATE_GUEST = 1
+    SHARE_GUEST = 2
+    UNSHARE_GUEST = 3
+    RESERVE_VM = 4
+    INIT_VM = 5
+    INIT_VCPU = 6
+    FORCE_RECLAIM_GUEST_PAGE = 7
+    RECLAIM_DYING_GUEST_PAGE = 8
+    MEM_SHARE = 9
+    MEM_UNSHARE = 10
 
 
 class HostEntry(NamedTuple):
@@ -105,7 +121,8 @@ class El2Vm:
 
 
 class Hypervisor:
-    """The hypervisor of one machine.  `inject(call, pfn or gfn)` may order a call to fail: an errno, or None."""
+    """The hypervisor of one machine.  `inject(call, gfn)` may order a call to fail: an errno, or None (a page frame
+    for FORCE_RECLAIM_GUEST_PAGE, a handle where there is no page)."""
 
     def __init__(self, rt: Runtime, memory: PhysicalMemory) -> None:
         self.rt, self.memory = rt, memory
@@ -114,9 +131,9 @@ class Hypervisor:
         self.pages: RangeMap[HostEntry] = RangeMap()
         """what isn't here is the host's own: OWNED, and nobody else's"""
         self.vms: dict[int, El2Vm] = {}
-        self.inject: Callable[[str, int], int | None] | None = None
+        self.inject: Callable[[El2Call, int], int | None] | None = None
 
-    def _ordered(self, call: str, what: int) -> int:
+    def _ordered(self, call: El2Call, what: int) -> int:
         return -(self.inject(call, what) or 0) if self.inject is not None else 0
 
     # State
@@ -164,7 +181,7 @@ class Hypervisor:
 
     def reserve_vm(self, ipa_bits: int) -> int:
         """__pkvm_reserve_vm: a handle, or -ENOMEM."""
-        if error := self._ordered("reserve_vm", 0):
+        if error := self._ordered(El2Call.RESERVE_VM, 0):
             return error
         with self.vm_table_lock:
             free = (HANDLE_OFFSET + n for n in range(KVM_MAX_PVMS))
@@ -181,7 +198,7 @@ class Hypervisor:
 
     def init_vm(self, handle: int, donated: list[int]) -> int:
         """__pkvm_init_vm: the host gives pages for the root table and the VM's own state."""
-        if error := self._ordered("init_vm", handle):
+        if error := self._ordered(El2Call.INIT_VM, handle):
             return error
         vm = self.vms.get(handle)
         if vm is None or vm.created:
@@ -196,7 +213,7 @@ class Hypervisor:
 
     def init_vcpu(self, handle: int, donated: list[int]) -> El2Vcpu | int:
         """__pkvm_init_vcpu."""
-        if error := self._ordered("init_vcpu", handle):
+        if error := self._ordered(El2Call.INIT_VCPU, handle):
             return error
         vm = self.vms.get(handle)
         if vm is None or not vm.created or vm.dying:
@@ -249,7 +266,7 @@ class Hypervisor:
 
         -EPERM if the host doesn't own it alone or the guest has a page there; -ENOMEM if the vCPU's memcache is short.
         """
-        if error := self._ordered("donate_guest", gfn):
+        if error := self._ordered(El2Call.DONATE_GUEST, gfn):
             return error
         vm = vcpu.vm
         with self.host_lock, vm.lock:
@@ -265,7 +282,7 @@ class Hypervisor:
 
     def host_share_guest(self, pfn: int, gfn: int, vcpu: El2Vcpu) -> int:
         """__pkvm_host_share_guest: an ordinary guest may access the host's page.  Errors as `host_donate_guest`."""
-        if error := self._ordered("share_guest", gfn):
+        if error := self._ordered(El2Call.SHARE_GUEST, gfn):
             return error
         vm = vcpu.vm
         with self.host_lock, vm.lock:
@@ -285,7 +302,7 @@ class Hypervisor:
 
     def host_unshare_guest(self, gfn: int, vm: El2Vm) -> int:
         """__pkvm_host_unshare_guest: -ENOENT if the guest has no page there, -EPERM if it isn't a borrowed one."""
-        if error := self._ordered("unshare_guest", gfn):
+        if error := self._ordered(El2Call.UNSHARE_GUEST, gfn):
             return error
         with self.host_lock, vm.lock:
             found = self._valid(vm, gfn)
@@ -310,7 +327,7 @@ class Hypervisor:
 
         -EAGAIN if the host may access it already, -EPERM if it's no guest's alone.
         """
-        if error := self._ordered("force_reclaim", pfn):
+        if error := self._ordered(El2Call.FORCE_RECLAIM_GUEST_PAGE, pfn):
             return error
         with self.vm_table_lock, self.host_lock:
             entry = self.pages[pfn]
@@ -332,7 +349,7 @@ class Hypervisor:
 
     def reclaim_dying_guest_page(self, handle: int, gfn: int) -> int:
         """__pkvm_reclaim_dying_guest_page: what the guest owned alone comes back zeroed, what it shared as it is."""
-        if error := self._ordered("reclaim_dying", gfn):
+        if error := self._ordered(El2Call.RECLAIM_DYING_GUEST_PAGE, gfn):
             return error
         vm = self.vms.get(handle)
         if vm is None or not vm.dying:
@@ -356,7 +373,7 @@ class Hypervisor:
 
         -ENOENT if there is no page, -EHWPOISON if it was reclaimed by force, -EPERM if it isn't the guest's alone.
         """
-        if error := self._ordered("guest_share", gfn):
+        if error := self._ordered(El2Call.MEM_SHARE, gfn):
             return error
         with self.host_lock, vm.lock:
             found = self._valid(vm, gfn)
@@ -370,7 +387,7 @@ class Hypervisor:
 
     def guest_unshare_host(self, vm: El2Vm, gfn: int) -> int:
         """__pkvm_guest_unshare_host: the page is the guest's alone again, with its bytes.  Errors as `guest_share_host`."""
-        if error := self._ordered("guest_unshare", gfn):
+        if error := self._ordered(El2Call.MEM_UNSHARE, gfn):
             return error
         with self.host_lock, vm.lock:
             found = self._valid(vm, gfn)

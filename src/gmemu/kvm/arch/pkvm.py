@@ -69,26 +69,29 @@ class _HypVm(ArmVm):
         """pkvm_create_hyp_vm() and pkvm_create_hyp_vcpu().  Raises ENOMEM, or what the hypervisor said."""
         with self.vm.slots_lock, self.config_lock:
             if not self.is_created:
-                self._donated("pkvm-vm", HYP_VM_PAGES, lambda pages: self.hypervisor.init_vm(self.handle, pages))
+                self.vm.host.allocate("pkvm-vm")
+                self._donated("VM", HYP_VM_PAGES, lambda pages: self.hypervisor.init_vm(self.handle, pages))
         with self.config_lock:
-            made = self._donated("pkvm-vcpu", HYP_VCPU_PAGES, lambda pages: self.hypervisor.init_vcpu(self.handle, pages))
+            self.vm.host.allocate("pkvm-vcpu")
+            made = self._donated("vCPU", HYP_VCPU_PAGES, lambda pages: self.hypervisor.init_vcpu(self.handle, pages))
             assert isinstance(made, El2Vcpu)
             self.hyp_vcpus[vcpu] = made
 
-    def _donated(self, site: str, count: int, call: Callable[[list[int]], El2Vcpu | int]) -> El2Vcpu | int:
+    def _donated(self, what: str, count: int, call: Callable[[list[int]], El2Vcpu | int]) -> El2Vcpu | int:
         """Make a call that takes pages; they go back if it fails."""
-        pages = self.platform.alloc_pages(count, site)
+        pages = self.platform.alloc_pages(count)
         result = call(pages)
         if isinstance(result, int) and result:
             self.platform.free_pages(pages)
-            raise rules.INIT_VM(f"{site}: {errno_name(-result)}")
+            raise rules.INIT_VM(f"a {what}: {errno_name(-result)}")
         return result
 
     def topup(self, vcpu: Vcpu) -> None:
         """topup_mmu_memcache().  Raises ENOMEM."""
         hyp_vcpu = self.hyp_vcpus[vcpu]
         while len(hyp_vcpu.memcache) < self.hyp_vm.min_pages:
-            [pfn] = self.platform.alloc_pages(1, "pkvm-memcache")
+            self.vm.host.allocate("pkvm-memcache")
+            [pfn] = self.platform.alloc_pages(1)
             self.hypervisor.topup(hyp_vcpu, pfn)
 
     def vm_destroy(self) -> None:
