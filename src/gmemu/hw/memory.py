@@ -128,11 +128,25 @@ class PhysicalMemory:
             watcher(address, len(data))
         self.write(address, data)
 
+    def kernel_read(self, address: int, length: int) -> bytes:
+        """A load by the host's kernel through its own mapping of all memory.  Raises `HostAccessFault`."""
+        self._kernel_access(address, length)
+        return self.host_read(address, length)
+
+    def kernel_write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """A store of that kind.  Raises `HostAccessFault`."""
+        self._kernel_access(address, len(data))
+        self.host_write(address, data)
+
+    def _kernel_access(self, address: int, length: int) -> None:
+        first, last = address >> PAGE_SHIFT, address + length - 1 >> PAGE_SHIFT
+        for access in self.kernel_accesses:
+            access(first, last - first + 1)
+
     def copy(self, destination: int, source: int, count: int) -> None:
         """memcpy() of `count` whole pages by the host's kernel: both sides through key 0."""
-        for access in self.kernel_accesses:
-            access(source, count)
-            access(destination, count)
+        for pfn in (source, destination):
+            self._kernel_access(pfn << PAGE_SHIFT, count << PAGE_SHIFT)
         if not self.keys.empty(source, source + count):
             self.write(destination << PAGE_SHIFT, self.read(source << PAGE_SHIFT, count << PAGE_SHIFT))
             return

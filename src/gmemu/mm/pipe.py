@@ -79,7 +79,7 @@ class Pipe:
     def peek(self, length: int) -> bytes:
         """At most `length` bytes of the first buffer."""
         buffer = self.buffers[0]
-        return self.memory.host_read((buffer.pfn << PAGE_SHIFT) + buffer.offset, min(length, buffer.length))
+        return self.memory.kernel_read((buffer.pfn << PAGE_SHIFT) + buffer.offset, min(length, buffer.length))
 
     def consume(self, length: int) -> None:
         """`length` bytes of the first buffer are done; a buffer that's empty lets its page go."""
@@ -133,7 +133,7 @@ class PipeFile(File):
                 [(pfn, _)] = self.pipe.memmap.alloc(1)
                 piece = data[done : done + PAGE_SIZE]
                 self.pipe.memory.clear(pfn, 1)
-                self.pipe.memory.host_write(pfn << PAGE_SHIFT, piece)
+                self.pipe.memory.kernel_write(pfn << PAGE_SHIFT, piece)
                 self.pipe.add(PipeBuffer(pfn, 0, len(piece), own=True))
                 done += len(piece)
         return done
@@ -147,7 +147,7 @@ class PipeFile(File):
         end = last.offset + last.length
         if not last.own or end + chars > PAGE_SIZE:
             return 0
-        self.pipe.memory.host_write((last.pfn << PAGE_SHIFT) + end, data[:chars])
+        self.pipe.memory.kernel_write((last.pfn << PAGE_SHIFT) + end, data[:chars])
         last.length += chars
         return chars
 

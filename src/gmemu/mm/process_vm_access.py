@@ -70,10 +70,10 @@ def _rw_page(user: IovIter, there: AddressSpace, pa: int, want: int, *, write: b
     if write:
         there.rt.writes(("memory", pa >> PAGE_SHIFT))
         data = user.copy_from(want)
-        there.memory.host_write(pa, data)
+        there.memory.kernel_write(pa, data)
         done = len(data)
     else:
         there.rt.reads(("memory", pa >> PAGE_SHIFT))
-        done = user.copy_to(there.memory.host_read(pa, want))
+        done = user.copy_to(there.memory.kernel_read(pa, want))
     if done < want and user.count:
         raise rules.USER_COPY(f"{done} of {want} bytes could be copied")

@@ -69,7 +69,7 @@ class ShmemFile(File):
             first, last = max(start, index << PAGE_SHIFT), min(end, (index + 1) << PAGE_SHIFT)
             pfn = self.cache.pfn(index)
             if pfn is not None and 0 < last - first < PAGE_SIZE:
-                self.cache.memmap.memory.host_write((pfn << PAGE_SHIFT) + first % PAGE_SIZE, bytes(last - first))
+                self.cache.memmap.memory.kernel_write((pfn << PAGE_SHIFT) + first % PAGE_SIZE, bytes(last - first))
 
     def read(self, length: int) -> bytes:
         """shmem_file_read_iter() from the file's position."""
@@ -91,7 +91,7 @@ class ShmemFile(File):
             stop = min((offset >> PAGE_SHIFT) + 1 << PAGE_SHIFT, end)
             pfn = self.cache.pfn(offset >> PAGE_SHIFT)
             at = None if pfn is None else (pfn << PAGE_SHIFT) + offset % PAGE_SIZE
-            parts.append(bytes(stop - offset) if at is None else self.cache.memmap.memory.host_read(at, stop - offset))
+            parts.append(bytes(stop - offset) if at is None else self.cache.memmap.memory.kernel_read(at, stop - offset))
             offset = stop
         return b"".join(parts)
 
@@ -103,7 +103,7 @@ class ShmemFile(File):
             piece = data[done : done + PAGE_SIZE - at % PAGE_SIZE]
             folio = self.cache.grab_folio(at >> PAGE_SHIFT)
             self.cache.clear_folio(folio)
-            self.cache.memmap.memory.host_write((folio.pfn << PAGE_SHIFT) + at % PAGE_SIZE, piece)
+            self.cache.memmap.memory.kernel_write((folio.pfn << PAGE_SHIFT) + at % PAGE_SIZE, piece)
             self.inode.size = max(self.inode.size, at + len(piece))
             self.cache.unlock_folio(folio)
             self.cache.put_folio(folio)

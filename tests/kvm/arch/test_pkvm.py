@@ -145,6 +145,15 @@ class TestForce:
         assert errno_of(lambda: vcpu.run(lambda cpu: cpu.load(GPA, 1))) == EFAULT
         assert refusal(vcpu.run) == "pkvm.fault.poisoned"
 
+    def test_a_system_call_that_reads_it(self, world: PkvmWorld) -> None:
+        """process_vm_readv() pins the page and copies from there."""
+        _, vcpu, memory = world.protected()
+        vcpu.run(lambda cpu: cpu.store(GPA, b"secret"))
+        local, remote = [(memory.address + PAGE, 6)], [(memory.address, 6)]
+        assert world.door.process_vm_readv(world.door.getpid(), local, remote) == 6
+        assert memory[PAGE : PAGE + 6] == bytes(6)
+        assert errno_of(lambda: vcpu.run(lambda cpu: cpu.load(GPA, 1))) == EFAULT
+
     def test_what_is_shared_is_copied(self, world: PkvmWorld) -> None:
         _, vcpu, memory = world.protected()
 
