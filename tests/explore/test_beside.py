@@ -11,14 +11,14 @@ from gmemu.explore import explore, replay
 from gmemu.explore.beside import follow
 from gmemu.scenarios import CATALOGUE
 
-FOUND = [(name, variant) for name, scenario in CATALOGUE.items() for variant in scenario.broken_by]
+FOUND = [(name, variants) for name, scenario in CATALOGUE.items() for variants in scenario.broken_with()]
 
 
-@pytest.mark.parametrize(("name", "variant"), FOUND)
-def test_the_default_holds_where_the_variant_does_not(name: str, variant: str) -> None:
+@pytest.mark.parametrize(("name", "variants"), FOUND)
+def test_the_default_holds_where_the_variant_does_not(name: str, variants: tuple[str, ...]) -> None:
     """Every violation has a default run beside it, which can be replayed and in which nothing is violated."""
     scenario = CATALOGUE[name]
-    found = explore(partial(scenario, (variant,)))
+    found = explore(partial(scenario, variants))
     choices = follow(scenario, found.trace)
     _, error = replay(scenario, choices)
     assert error is None

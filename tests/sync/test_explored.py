@@ -13,7 +13,7 @@ from gmemu.kvm.design import Design
 from gmemu.kvm.guest_memfd.populate import populate_locked
 from gmemu.profiles import get
 from gmemu.sync import Deadlock
-from gmemu.sync.explored import ExploredRuntime, Schedule, Step
+from gmemu.sync.explored import ExploredRuntime, Schedule, Thread
 from gmemu.uapi.sev import SnpPageType
 
 PAGE = 4096
@@ -25,7 +25,7 @@ def every_schedule(world: Callable[[], ExploredRuntime], limit: int = 20_000) ->
     for _ in range(limit):
         widths: list[int] = []
 
-        def choose(able: list[tuple[int, Step]], widths: list[int] = widths, prefix: list[int] = prefix) -> int:
+        def choose(able: list[Thread], widths: list[int] = widths, prefix: list[int] = prefix) -> int:
             widths.append(len(able))
             return prefix[len(widths) - 1] if len(widths) <= len(prefix) else 0
 
@@ -128,8 +128,8 @@ def test_a_reader_does_not_wait_for_a_reader_but_a_writer_does() -> None:
         rt.spawn(name, lambda name=name: reader(name))  # type: ignore[misc]
     rt.spawn("w", writer)
 
-    def readers_first(able: list[tuple[int, Step]]) -> int:
-        entering = [i for i, (_, step) in enumerate(able) if step.kind != "resched"]
+    def readers_first(able: list[Thread]) -> int:
+        entering = [i for i, thread in enumerate(able) if thread.step.kind != "resched"]
         return entering[0] if entering else 0
 
     rt.run(readers_first)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..sync.explored import NotDeterministic, Step, Taken
-from .search import World
+from ..sync.explored import NotDeterministic, Step, Taken, Thread
+from .search import Turns, World
 
 __all__ = ["follow"]
 
@@ -38,22 +38,25 @@ class _Follower:
     def __init__(self, script: Sequence[Taken]) -> None:
         self._script = [(task, _sign(step)) for task, step in script if not step.kind.startswith("release")]
         self._at = 0
+        self._turns = Turns()
         self.choices: list[int] = []
 
-    def choose(self, able: list[tuple[int, Step]]) -> int:
-        tasks = {task: i for i, (task, _) in enumerate(able)}
+    def choose(self, able: list[Thread]) -> int:
+        tasks = {thread.number: i for i, thread in enumerate(able)}
         while self._at < len(self._script):
             task, wanted = self._script[self._at]
             if task not in tasks:  # it has ended, or it waits where it didn't
                 self._at += 1
                 continue
-            sign = _sign(able[tasks[task]][1])
+            sign = _sign(able[tasks[task]].step)
             if sign != wanted and self._comes_later(task, sign):
                 self._at += 1  # what the script has here isn't done in this design
                 continue
+            if sign != wanted and sign[0] == "retry":
+                return self._take(able, self._turns.choose(able))  # it waits for something that another has to do
             self._at += sign == wanted
             return self._take(able, tasks[task])
-        return self._take(able, 0)
+        return self._take(able, self._turns.choose(able))
 
     def _comes_later(self, task: int, sign: _Sign) -> bool:
         """Whether the script has the task do this before anybody else runs."""
@@ -64,8 +67,9 @@ class _Follower:
                 return True
         return False
 
-    def _take(self, able: list[tuple[int, Step]], i: int) -> int:
-        self.choices.append(able[i][0])
+    def _take(self, able: list[Thread], i: int) -> int:
+        self.choices.append(able[i].number)
+        self._turns.took(able[i])
         return i
 
 

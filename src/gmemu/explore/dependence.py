@@ -1,24 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which steps depend on each other, what happened before what, and which pairs raced (for partial-order reduction).
+"""What happened before what along a path, and what follows from it: races to reverse, lock order, unguarded accesses.
 
-Two steps are dependent if they touch the same thing and at least one may change what the other sees.  The things are
-locks, atomics, and what kernel code marks: ``(kind, object, page)`` or ``(kind, object, first, end)`` for a range.
-Happens-before is kept as vector clocks over positions in the trace.
+Two relations are kept, both as vector clocks over positions in the trace.  By the *dependence* relation steps are ordered
+that conflict: reversing those of its pairs that could be reversed is partial-order reduction.  By *synchronisation* only
+locks, SRCU and atomics order: two accesses to guarded state that it leaves unordered are a data race, whatever came first.
+
+A search goes back to some point and forward again, so `Analysis` keeps the events of the path and is cut back with it;
+what was computed for a common beginning stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..sync.explored import Step, Taken
+from ..sync.explored import Step
 
-__all__ = ["Race", "dependent", "races"]
-
-_SHARED = frozenset({"read", "acquire-shared", "enter"})
-"""Kinds of which two don't disturb each other."""
-
-_ALONE = frozenset({"begin", "resched", "retry"})
-"""Kinds that touch nothing."""
+__all__ = ["Analysis", "Event", "Reversal", "Unguarded"]
 
 _RELEASES = frozenset({"release", "release-shared"})
 
@@ -28,35 +26,23 @@ _AFTER = {
     "sync": _RELEASES,
     "wait": _RELEASES,
 }
-"""Which releases a step waits for: what came before those came before it."""
-
-Place = tuple[object, int, int]
-"""A domain, and the part of it from here to there that is touched."""
+"""Which releases a step comes after: what came before those came before it."""
 
 
-def place(step: Step) -> Place | None:
-    """Where a step takes effect; None for steps that touch nothing."""
-    if step.kind in _ALONE:
-        return None
-    what = step.what
-    if not isinstance(what, tuple):
-        return id(what), 0, 1
-    ints = [part for part in what if isinstance(part, int)]
-    domain = tuple(part if isinstance(part, str) else id(part) for part in what if not isinstance(part, int))
-    if not ints:
-        return domain, 0, 1 << 64
-    return domain, ints[0], ints[1] if len(ints) > 1 else ints[0] + 1
+class Event:
+    """A step that was taken.  `clock` and `sync` have by task the last position that came before it (its own among them);
+    `held` the acquisitions that its task holds afterwards."""
+
+    __slots__ = ("clock", "held", "position", "step", "sync", "task")
+
+    def __init__(
+        self, position: int, task: int, step: Step, clock: list[int], sync: list[int], held: tuple[Event, ...]
+    ) -> None:
+        self.position, self.task, self.step = position, task, step
+        self.clock, self.sync, self.held = clock, sync, held
 
 
-def dependent(a: Step, b: Step) -> bool:
-    """Whether swapping the two, taken next to each other by different tasks, could matter."""
-    if a.kind in _SHARED and b.kind in _SHARED:
-        return False
-    at, bt = place(a), place(b)
-    return at is not None and bt is not None and at[0] == bt[0] and at[1] < bt[2] and bt[1] < at[2]
-
-
-class Race(NamedTuple):
+class Reversal(NamedTuple):
     """Step `first` of the trace could have come after one that `task` took later.
 
     `initials`: the tasks of which one must be tried in place of the first step's, for the reverse order to be seen.
@@ -67,80 +53,168 @@ class Race(NamedTuple):
     initials: frozenset[int]
 
 
-class _Event(NamedTuple):
-    position: int
+class Unguarded(NamedTuple):
+    """Two accesses to guarded state, neither after the other by any lock: positions in the trace, the second may be next."""
+
+    first: Event
     task: int
     step: Step
-    clock: list[int]
 
 
-def races(trace: list[Taken], waiting: list[tuple[int, Step]], tasks: int) -> list[Race]:
-    """Every race of a run.  Steps that tasks were waiting to take when it ended (in a deadlock) race too."""
-    clocks = [[-1] * tasks for _ in range(tasks)]
-    events: list[_Event] = []
-    domains: dict[object, list[_Event]] = {}
-    found: list[Race] = []
-    for position, (task, step) in enumerate(trace):
-        clock = clocks[task] = _advance(position, task, step, clocks[task], events, domains, found)
-        event = _Event(position, task, step, clock)
-        events.append(event)
-        where = place(step)
-        if where is not None:
-            domains.setdefault(where[0], []).append(event)
-    for task, step in waiting:
-        _advance(len(trace), task, step, clocks[task], events, domains, found)
-    return found
+class Analysis:
+    """The events of a path."""
 
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.events: list[Event] = []
+        self.order: dict[tuple[str, str], tuple[int, int, int]] = {}
+        """(lock held, lock taken) -> task, positions of both acquisitions in the run in which that was first seen"""
+        self.new_order: list[tuple[str, str]] = []
+        """what `order` got since it was last looked at"""
+        self.unguarded: Unguarded | None = None
+        self._domains: dict[int, list[Event]] = {}
+        self._of_task: list[list[Event]] = [[] for _ in range(tasks)]
+        self._start = [-1] * tasks
 
-def _advance(
-    position: int,
-    task: int,
-    step: Step,
-    before: list[int],
-    events: list[_Event],
-    domains: dict[object, list[_Event]],
-    found: list[Race],
-) -> list[int]:
-    """The clock after the step, and the races that it ends."""
-    clock = list(before)
-    where = place(step)
-    if where is not None and step.kind not in _RELEASES:
-        releases: list[_Event] = []
-        for event in reversed(domains.get(where[0], ())):
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` steps."""
+        events, domains, of_task = self.events, self._domains, self._of_task
+        while len(events) > length:
+            event = events.pop()
+            of_task[event.task].pop()
+            if event.step.domain >= 0:
+                domains[event.step.domain].pop()
+        self.unguarded = None
+
+    def extend(self, who: Sequence[int], what: Sequence[Step], waiting: Sequence[tuple[int, Step]]) -> list[Reversal]:
+        """Add the steps of a trace beyond those known.  Returns the races that they end, and those that `waiting`, which
+        tasks would have taken next when the run ended, would have ended."""
+        found: list[Reversal] = []
+        for position in range(len(self.events), len(who)):
+            self._add(position, who[position], what[position], found)
+        for task, step in waiting:
+            self._races(task, step, self._clock(task), found)
+        return found
+
+    def _clock(self, task: int) -> list[int]:
+        mine = self._of_task[task]
+        return mine[-1].clock if mine else self._start
+
+    def _add(self, position: int, task: int, step: Step, found: list[Reversal]) -> None:
+        mine = self._of_task[task]
+        if mine:
+            last = mine[-1]
+            clock, sync, held = last.clock, last.sync, last.held
+        else:
+            clock, sync, held = self._start, self._start, ()
+        domain = step.domain
+        if domain < 0:
+            clock = clock.copy()
+        elif step.kind in _RELEASES:
+            clock, sync = clock.copy(), sync.copy()
+            sync[task] = position
+            for i in range(len(held) - 1, -1, -1):
+                if held[i].step.domain == domain:
+                    held = held[:i] + held[i + 1 :]
+                    break
+        else:
+            sync = self._synchronise(task, step, sync)
+            if step.guard and self.unguarded is None:
+                self._check_guard(task, step, sync)
+            clock = self._races(task, step, clock, found)
+        clock[task] = position
+        event = Event(position, task, step, clock, sync, held)
+        if step.kind in ("acquire", "acquire-shared"):
+            self._note_order(event)
+            event.held = (*held, event)
+        elif step.kind == "enter":
+            event.held = (*held, event)  # a reader of SRCU never waits
+        elif step.kind == "sync":
+            self._note_order(event)
+        self.events.append(event)
+        mine.append(event)
+        if domain >= 0:
+            self._domains.setdefault(domain, []).append(event)
+
+    def _races(self, task: int, step: Step, before: list[int], found: list[Reversal]) -> list[int]:
+        """The clock that `task` has when it takes `step`; `found` gets the races that this ends."""
+        clock = before.copy()
+        kind, against, start, end = step.kind, step.against, step.start, step.end
+        after = _AFTER.get(kind)
+        releases: list[Event] = []
+        for event in reversed(self._domains.get(step.domain, ())):
+            other = event.step
             if event.task == task:
+                if other.decides and other.start <= start and end <= other.end:
+                    break  # what conflicts with this step and came earlier came before that one
                 continue
-            if event.step.kind in _RELEASES:
-                if event.step.kind in _AFTER.get(step.kind, ()):
-                    releases.append(event)
-            elif step.kind != "wait" and event.position > clock[event.task] and dependent(event.step, step):
-                found.append(Race(event.position, task, _initials(event, task, step, before, events)))
-                _join(clock, event.clock)
+            if other.role in against:
+                if other.start < end and start < other.end:
+                    if event.position > clock[event.task]:
+                        found.append(Reversal(event.position, task, self._initials(event, task, step, before)))
+                        _join(clock, event.clock)
+                    if other.decides and other.start <= start and end <= other.end:
+                        break
+            elif after is not None and other.kind in after:
+                releases.append(event)
         for event in releases:
             _join(clock, event.clock)
-    clock[task] = position
-    return clock
+        return clock
+
+    def _initials(self, first: Event, task: int, step: Step, before: list[int]) -> frozenset[int]:
+        """Source sets: of what came after `first` without depending on it, and then `step` of `task`: who can begin that?"""
+        begins: dict[int, Event] = {}
+        at, by = first.position, first.task
+        later = []
+        for event in self.events[at + 1 :]:
+            if event.clock[by] < at and event.step.kind not in _RELEASES:
+                later.append(event)
+                begins.setdefault(event.task, event)
+        found = {
+            event.task
+            for event in begins.values()
+            if not any(
+                o.position < event.position and event.clock[o.task] >= o.position for o in begins.values() if o is not event
+            )
+        }
+        if task not in begins and not any(before[e.task] >= e.position or e.step.conflicts(step) for e in later):
+            found.add(task)
+        return frozenset(found or {task})
+
+    def _synchronise(self, task: int, step: Step, sync: list[int]) -> list[int]:
+        """What comes before a step by locks, SRCU and atomics alone."""
+        after = _AFTER.get(step.kind)
+        atomic = after is None and not isinstance(step.what, tuple)
+        if after is None and not atomic:
+            return sync
+        sync = sync.copy()
+        for event in reversed(self._domains.get(step.domain, ())):
+            if event.task != task and (event.step.kind in after if after else event.step.kind == "write"):
+                _join(sync, event.sync)
+                sync[event.task] = max(sync[event.task], event.position)
+        return sync
+
+    def _check_guard(self, task: int, step: Step, sync: list[int]) -> None:
+        every = step.guard == "all"
+        if not every and step.kind != "write":
+            return
+        for event in self._domains.get(step.domain, ()):
+            if event.task == task or event.position <= sync[event.task] or not (every or event.step.kind == "write"):
+                continue
+            if event.step.conflicts(step):
+                self.unguarded = Unguarded(event, task, step)
+                return
+
+    def _note_order(self, event: Event) -> None:
+        taken = str(event.step.what)
+        for outer in event.held:
+            pair = (str(outer.step.what), taken)
+            if pair[0] != taken and pair not in self.order:
+                self.order[pair] = (event.task, outer.position, event.position)
+                self.new_order.append(pair)
 
 
 def _join(clock: list[int], other: list[int]) -> None:
     for i, value in enumerate(other):
         if value > clock[i]:
             clock[i] = value
-
-
-def _initials(first: _Event, task: int, step: Step, before: list[int], events: list[_Event]) -> frozenset[int]:
-    """Source sets: of what came after `first` without depending on it, and then `step` of `task`: who can begin that?"""
-    later = [
-        e for e in events[first.position + 1 :] if e.clock[first.task] < first.position and e.step.kind not in _RELEASES
-    ]
-    begins: set[int] = set()
-    seen: set[int] = set()
-    for event in later:
-        if event.task not in seen:
-            seen.add(event.task)
-            if not any(
-                e.position < event.position and event.clock[e.task] >= e.position for e in later if e.task != event.task
-            ):
-                begins.add(event.task)
-    if task not in seen and not any(before[e.task] >= e.position or dependent(e.step, step) for e in later):
-        begins.add(task)
-    return frozenset(begins or {task})

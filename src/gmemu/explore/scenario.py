@@ -16,7 +16,6 @@ from ..kvm.design import Design
 from ..kvm.host import Host
 from ..profiles import get
 from ..rules import BusError, KernelError
-from ..sync import Lockdep
 from ..sync.explored import ExploredRuntime
 from ..syscalls.emulated import EmulatedDoor
 from ..syscalls.recorded import Call, RecordedDoor
@@ -60,11 +59,12 @@ class Scenario:
     @classmethod
     def kinds_with(cls, variants: tuple[str, ...]) -> set[Kind]:
         """The kinds of violation that may be found with these variants; none if it must hold."""
+        if any(set(names.split("+")) == set(variants) for names in cls.holds_with):
+            return set()
         return {kind for names, kind in cls.broken_by.items() if set(names.split("+")) <= set(variants)}
 
     def __init__(self, variants: tuple[str, ...] = ()) -> None:
-        self.lockdep = Lockdep()
-        self.runtime = ExploredRuntime(self.lockdep)
+        self.runtime = ExploredRuntime()
         design = apply(Design.of(get(self.profile)), variants)
         self.user_space = apply_to_user_space(UserSpace(), variants)
         self.host = Host(self.profile, memory=1 << 24, runtime=self.runtime, design=design, platform=self.platform)
@@ -79,8 +79,8 @@ class Scenario:
     def holds(self) -> None:
         """After every task ended: assert what must be so.  `seen` has each task's result by name."""
 
-    def task(self, name: str, body: Callable[[], object], *, of: EmulatedDoor | None = None) -> None:
-        """A task whose result (or errno rule, or SIGBUS) is kept in `seen`."""
+    def task(self, name: str, body: Callable[[], object], *, group: str = "") -> None:
+        """A task whose result (or errno rule, or SIGBUS) is kept in `seen`.  Tasks of one `group` are alike."""
 
         def run() -> None:
             try:
@@ -90,7 +90,7 @@ class Scenario:
             except BusError as fault:
                 self.seen[name] = fault.rule.id
 
-        self.runtime.spawn(name, run)
+        self.runtime.spawn(name, run, group)
 
     def check(self) -> None:
         """The scenario's own condition, and every invariant of the host."""

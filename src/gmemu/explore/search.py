@@ -2,20 +2,26 @@
 """Stateless search: run a program again and again from its beginning, each time in another order that matters.
 
 Reduction is by source sets (Abdulla, Aronis, Jonsson, Sagonas, POPL 2014) and sleep sets (Godefroid): two orders that
-differ only in independent steps are one.  `explore(reduce=False)` tries every order, to check that nothing was lost.
+differ only in independent steps are one.  `Options.reduce` switches it off, to check that nothing is lost by it.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from ..sync.explored import ExploredRuntime, NotDeterministic, Observer, Step, Taken
-from .dependence import dependent, races
-from .verdict import Kind, Livelock, Outcome, kind_of
+from ..sync.explored import ExploredRuntime, NotDeterministic, Observer, Step, Taken, Thread
+from .dependence import Analysis
+from .locks import lock_order
+from .snapshot import Worlds
+from .verdict import Kind, Livelock, LockOrder, Outcome, Race, kind_of
 
-__all__ = ["Result", "World", "explore", "replay"]
+__all__ = ["Options", "Result", "Turns", "World", "explore", "replay"]
+
+
+_DEPTH = 1000
 
 
 class World(Protocol):
@@ -33,11 +39,32 @@ class World(Protocol):
         """Let go of what the world took."""
 
 
+class Options(NamedTuple):
+    """How to search.
+
+    Bounds: `max_schedules`, `max_seconds`, `max_preemptions` (how often a task that could go on is made to wait), and
+    `max_depth` (choices in a run; beyond it tasks take turns, and if that takes as long again nobody ever comes to an end).
+    `symmetry`: of tasks that are alike the first begins first.  `restore`: put the world back between runs where that can be
+    done, instead of setting it up again.  With `stop_at_violation` off violations are passed over; what they were is in the
+    result's `states`.
+    """
+
+    reduce: bool = True
+    symmetry: bool = True
+    restore: bool = True
+    max_schedules: int | None = None
+    max_seconds: float | None = None
+    max_preemptions: int | None = None
+    max_depth: int = _DEPTH
+    stop_at_violation: bool = True
+
+
 class Result(NamedTuple):
     """A verdict with its counts.
 
-    `schedules` were run, `steps` choices made in all.  For a violation: `kind`, `detail`, the
-    `choices` (task numbers) that lead there and the `trace`.  `states` holds every state reached at an end.
+    `schedules` were run, `steps` choices made in all; `bound` names what kept the search from being exhaustive.  For a
+    violation: `kind`, `detail`, the `choices` (task numbers) that lead there and the `trace`.  `states` holds every state
+    reached at an end.
     """
 
     outcome: Outcome
@@ -49,173 +76,317 @@ class Result(NamedTuple):
     detail: str = ""
     choices: tuple[int, ...] = ()
     trace: tuple[Taken, ...] = ()
+    bound: str = ""
 
 
 class _Pruned(Exception):
     """Everything that could be done from here was done from elsewhere."""
 
 
-class _Node:
-    """A point of choice on the current path."""
+class Node:
+    """A point of choice on the current path: who could go on, who was tried, and what is left to try, in order."""
 
-    __slots__ = ("chosen", "done", "enabled", "sleep", "todo")
+    __slots__ = ("chosen", "done", "enabled", "position", "preemptions", "sleep", "todo", "yields")
 
     def __init__(self, enabled: dict[int, Step], sleep: dict[int, Step], chosen: int) -> None:
         self.enabled, self.sleep, self.chosen = enabled, sleep, chosen
-        self.todo = {chosen}
-        self.done: set[int] = set()
+        self.todo: list[int] = []
+        self.done: list[int] = []
+        self.position = 0
+        self.preemptions = 0
+        self.yields = 0
+        """of the task that ran before, since it began to run"""
 
 
-class _Search:
+class Search:
     """The path being extended, and what is left to try along it."""
 
-    def __init__(self, reduce: bool, max_depth: int) -> None:
-        self.reduce, self.max_depth = reduce, max_depth
-        self.path: list[_Node] = []
-        self.depth = 0
-        self.steps = 0
+    def __init__(self, worlds: Worlds[World], options: Options) -> None:
+        self.worlds, self.options = worlds, options
+        self.path: list[Node] = []
         self.positions: list[int] = []
-        self.yielded = self.running = -1
-        self.turns = 0
+        self.steps = self.schedules = 0
+        self.states: set[object] = set()
+        self.bound = ""
+        self.analysis = Analysis(0)
+        self.order_at: dict[tuple[str, str], tuple[int, ...]] = {}
+        """lock order -> the choices of a run that shows it"""
+        self.beyond: list[int] = []
+        """choices made in turns after the depth bound"""
         self.runtime: ExploredRuntime
+        self._at = 0
 
-    def begin(self, runtime: ExploredRuntime) -> None:
-        """Another run, along the path to its end and then by default."""
-        self.runtime, self.depth, self.positions = runtime, 0, []
-        self.yielded = self.running = -1
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Those of the current path."""
+        return (*(node.chosen for node in self.path), *self.beyond)
 
-    def choose(self, able: list[tuple[int, Step]]) -> int:
-        """The schedule: what the path says; beyond it, the task that ran last if it can, unless that was tried.
-
-        Schedules are fair: a task that tries something again, or that yielded (cond_resched) a second time, waits until
-        another has taken a step, if one can.  To yield once isn't enough: the task may be on its way to something new
-        (Musuvathi and Qadeer, "Fair stateless model checking", PLDI 2008).  So a loop
-        that waits for somebody else ends, and one that goes on for ever nevertheless is a livelock.
-        """
-        depth, self.depth = self.depth, self.depth + 1
-        if depth >= self.max_depth:
-            raise Livelock(f"no task came to an end within {depth} steps")
-        self.steps += 1
-        self.positions.append(len(self.runtime.trace))
-        enabled = dict(able)
-        if len(enabled) > 1:
-            enabled.pop(self.yielded, None)
-        if depth < len(self.path):
-            node = self.path[depth]
-            if enabled.keys() != node.enabled.keys():
-                raise NotDeterministic(
-                    f"at choice {depth} tasks {sorted(enabled)} can run, before {sorted(node.enabled)} could"
-                )
-            node.enabled = enabled
-            node.sleep = {task: enabled[task] for task in node.sleep if task in enabled}
-        else:
-            node = self._extend(enabled)
-            self.path.append(node)
-        self.yielded = self._yields(node.chosen, enabled[node.chosen])
-        return next(i for i, (task, _) in enumerate(able) if task == node.chosen)
-
-    def _yields(self, task: int, step: Step) -> int:
-        """The task, if it has to let another go first after this step; else -1."""
-        if task != self.running:
-            self.running, self.turns = task, 0
-        self.turns += step.kind == "resched"
-        return task if step.kind == "retry" or (step.kind == "resched" and self.turns > 1) else -1
-
-    def _extend(self, enabled: dict[int, Step]) -> _Node:
-        last = self.path[-1] if self.path else None
-        sleep: dict[int, Step] = {}
-        if last is not None and self.reduce:
-            taken = last.enabled[last.chosen]
-            asleep = last.sleep | {task: last.enabled[task] for task in last.done if task in last.enabled}
-            sleep = {t: s for t, s in asleep.items() if t != last.chosen and t in enabled and not dependent(s, taken)}
-        awake = [task for task in enabled if task not in sleep]
-        if not awake:
-            raise _Pruned
-        preferred = last.chosen if last is not None and last.chosen in awake else awake[0]
-        node = _Node(enabled, sleep, preferred)
-        if not self.reduce:
-            node.todo = set(enabled)
-        return node
-
-    def learn(self, tasks: int) -> None:
-        """A run ended: from its races follows what else must be tried."""
-        if not self.reduce:
-            return
-        depth_of = {position: depth for depth, position in enumerate(self.positions)}
-        for race in races(self.runtime.trace, self.runtime.waiting, tasks):
-            depth = depth_of.get(race.first)
-            if depth is None or depth >= len(self.path):
-                continue
-            node = self.path[depth]
-            if race.initials & (node.todo | node.done):
-                continue
-            candidates = [task for task in race.initials if task in node.enabled]
-            node.todo.update([race.task] if race.task in candidates else candidates[:1] or node.enabled)
-
-    def backtrack(self) -> bool:
-        """Go to the deepest point with something left to try.  False: nothing is left anywhere."""
-        while self.path:
-            node = self.path[-1]
-            node.done.add(node.chosen)
-            left = [task for task in sorted(node.todo - node.done) if task not in node.sleep]
-            if left:
-                node.chosen = left[0]
-                return True
-            self.path.pop()
-        return False
-
-
-def explore(
-    build: Callable[[], World],
-    *,
-    reduce: bool = True,
-    max_schedules: int | None = None,
-    max_seconds: float | None = None,
-    max_depth: int = 5000,
-    stop_at_violation: bool = True,
-) -> Result:
-    """Run the program that `build` sets up in every order that matters.
-
-    A violation is an exception out of a task or of `World.check`, a `Deadlock` among them.  With `stop_at_violation` off
-    all of them are passed over, and what they were is in `states`.
-    """
-    search, states, schedules, start = _Search(reduce, max_depth), set[object](), 0, time.monotonic()
-
-    def result(outcome: Outcome, error: BaseException | None = None) -> Result:
-        seconds = time.monotonic() - start
-        counts = Result(outcome, schedules, search.steps, seconds, frozenset(states))
-        if error is None:
-            return counts
-        choices = tuple(node.chosen for node in search.path)
-        return counts._replace(kind=kind_of(error), detail=str(error), choices=choices, trace=tuple(search.runtime.trace))
-
-    while True:
-        world = build()
-        search.begin(world.runtime)
-        tasks = len(world.runtime.names)
+    def run(self) -> Exception | None:
+        """One execution: along the path to its end and then by default.  Returns what went wrong, if anything."""
+        world = self.worlds.fresh()
+        self.runtime = runtime = world.runtime
+        if self.analysis.tasks != len(runtime.names):
+            self.analysis = Analysis(len(runtime.names))
+        self.beyond = []
+        known = self.path[:-1]
+        self._at = len(known)
+        error: Exception | None = None
+        ended = False
         try:
-            world.runtime.run(search.choose)
+            runtime.run(self.choose, None, [node.chosen for node in known], [node.enabled[node.chosen] for node in known])
+            ended = True
             world.check()
-            states.add(world.state())
+            self.states.add(world.state())
         except _Pruned:
             pass
         except NotDeterministic:
             raise
-        except Exception as error:
-            if stop_at_violation:
-                schedules += 1
+        except Exception as violation:
+            error = violation
+        self.schedules += 1
+        race = self._learn()
+        if error is None and race is not None:
+            error = race
+        if error is not None and not self.options.stop_at_violation:
+            self.states.add(str(kind_of(error)))
+        self.worlds.done(world, ended)
+        return error
+
+    def choose(self, able: list[Thread]) -> int:
+        """The schedule: what the path says; beyond it, the task that ran last if it can, unless that was tried.
+
+        Schedules are fair: a task that tries something again, or that yielded (cond_resched) a second time, waits until
+        another has taken a step, if one can.  To yield once isn't enough: the task may be on its way to something new
+        (Musuvathi and Qadeer, "Fair stateless model checking", PLDI 2008).  So a loop that waits for somebody else ends, and
+        one that goes on for ever nevertheless is a livelock.
+        """
+        depth = self._at
+        self._at = depth + 1
+        self.steps += 1
+        path = self.path
+        if depth < len(path):
+            node = path[depth]
+            self._check_same(depth, node, able)
+        elif depth >= self.options.max_depth:
+            return self._take_turns(able)
+        else:
+            node = self._extend(able)
+            path.append(node)
+        node.position = len(self.runtime.who)
+        del self.positions[depth:]
+        self.positions.append(node.position)
+        chosen = node.chosen
+        for i, thread in enumerate(able):
+            if thread.number == chosen:
+                return i
+        raise NotDeterministic(f"choice {depth}: task {chosen} was to run next, and can't")
+
+    def _enabled(self, able: list[Thread]) -> dict[int, Step]:
+        """Who may be chosen: all who can go on, but for one who has just yielded, and the later of those who are alike."""
+        enabled = {thread.number: thread.step for thread in able}
+        if len(enabled) > 1:
+            at = self._at - 2
+            last = self.path[at] if at >= 0 else None
+            if last is not None:
+                kind = last.enabled[last.chosen].kind
+                if kind == "retry" or (kind == "resched" and self._yields(at) > 1):
+                    enabled.pop(last.chosen, None)
+            if self.options.symmetry:
+                groups: set[str] = set()
+                for thread in able:
+                    if thread.group and thread.step.kind == "begin":
+                        if thread.group in groups:
+                            enabled.pop(thread.number, None)
+                        groups.add(thread.group)
+        return enabled
+
+    def _yields(self, depth: int) -> int:
+        """How often the task chosen at `depth` has yielded since it began to run."""
+        node = self.path[depth]
+        before = node.yields if depth and self.path[depth - 1].chosen == node.chosen else 0
+        return before + (node.enabled[node.chosen].kind == "resched")
+
+    def _check_same(self, depth: int, node: Node, able: list[Thread]) -> None:
+        enabled = self._enabled(able)
+        if enabled.keys() != node.enabled.keys():
+            raise NotDeterministic(f"choice {depth}: tasks {sorted(enabled)} can run, before {sorted(node.enabled)} could")
+        for task, step in enabled.items():
+            if not step.same_as(node.enabled[task]):
+                raise NotDeterministic(
+                    f"choice {depth}: task {task} is about to {step!r}, before it was to {node.enabled[task]!r}"
+                )
+
+    def _extend(self, able: list[Thread]) -> Node:
+        last = self.path[-1] if self.path else None
+        enabled = self._enabled(able)
+        sleep: dict[int, Step] = {}
+        if last is not None and self.options.reduce:
+            taken = last.enabled[last.chosen]
+            for task in (*last.sleep, *last.done):
+                step = last.enabled.get(task) or last.sleep.get(task)
+                if step is not None and task != last.chosen and task in enabled and not step.conflicts(taken):
+                    sleep[task] = step
+        chosen = -1
+        if last is not None and last.chosen in enabled and last.chosen not in sleep:
+            chosen = last.chosen
+        else:
+            for task in enabled:
+                if task not in sleep:
+                    chosen = task
+                    break
+            else:
+                raise _Pruned
+        node = Node(enabled, sleep, chosen)
+        if last is not None:
+            node.preemptions = last.preemptions + self._is_preemption(len(self.path) - 1, last.chosen)
+            node.yields = self._yields(len(self.path) - 1)
+        if not self.options.reduce:
+            node.todo = [task for task in enabled if task != chosen]
+        return node
+
+    def _is_preemption(self, depth: int, task: int) -> bool:
+        """Whether choosing `task` at `depth` makes one wait that could have gone on."""
+        before = self.path[depth - 1] if depth else None
+        return before is not None and before.chosen != task and before.chosen in self.path[depth].enabled
+
+    def _take_turns(self, able: list[Thread]) -> int:
+        """The run is too long: give everybody a turn.  If it ends then, somebody waited for a task that had none."""
+        self.bound = "depth"
+        if len(self.beyond) >= self.options.max_depth:
+            recent = list(zip(self.runtime.who, self.runtime.what, strict=True))[-60:]
+            names = self.runtime.names
+            loops = {task: step for task, step in recent if step.kind not in ("release", "release-shared")}
+            turns = "; ".join(f"{names[task]} goes on to {step!r}" for task, step in sorted(loops.items()))
+            raise Livelock(f"no task came to an end in {len(self.path) + len(self.beyond)} choices: {turns}")
+        last = self.beyond[-1] if self.beyond else self.path[-1].chosen
+        index = next((i for i, thread in enumerate(able) if thread.number > last), 0)
+        self.beyond.append(able[index].number)
+        return index
+
+    def _learn(self) -> Exception | None:
+        """A run ended: from its races follows what else must be tried.  Returns a data race, if there was one."""
+        analysis, runtime, path = self.analysis, self.runtime, self.path
+        if path:
+            analysis.cut(min(path[-1].position, self._branch_position))
+        reversals = analysis.extend(runtime.who, runtime.what, runtime.waiting)
+        for pair in analysis.new_order:
+            self.order_at[pair] = self.choices
+        analysis.new_order.clear()
+        if self.options.reduce:
+            for reversal in reversals:
+                depth = bisect_left(self.positions, reversal.first)
+                if depth < len(path) and self.positions[depth] == reversal.first:
+                    self.reverse(depth, reversal.task, reversal.initials)
+        if analysis.unguarded is None:
+            return None
+        first, task, step = analysis.unguarded
+        names = runtime.names
+        return Race(
+            f"{names[first.task]} and {names[task]} touch {step.what!r} with no lock between them: "
+            f"{first.step.kind} and {step.kind}"
+        )
+
+    def reverse(self, depth: int, task: int, initials: frozenset[int]) -> None:
+        """See that at `depth` one of `initials` is tried."""
+        node = self.path[depth]
+        if node.chosen in initials or any(t in initials for t in node.done) or any(t in initials for t in node.todo):
+            return
+        if task in initials and task in node.enabled:
+            node.todo.append(task)
+            return
+        first = next((t for t in sorted(initials) if t in node.enabled), None)
+        if first is not None:
+            node.todo.append(first)
+        else:
+            known = {node.chosen, *node.done, *node.todo}
+            node.todo += [t for t in node.enabled if t not in known]
+
+    def backtrack(self) -> bool:
+        """Go to the deepest point with something left to try.  False: nothing is left anywhere."""
+        path, most = self.path, self.options.max_preemptions
+        while path:
+            node = path[-1]
+            node.done.append(node.chosen)
+            while node.todo:
+                task = node.todo.pop(0)
+                if task in node.sleep:
+                    continue
+                if most is not None and node.preemptions + self._is_preemption(len(path) - 1, task) > most:
+                    self.bound = "preemptions"
+                    continue
+                node.chosen = task
+                self._branch_position = node.position
+                return True
+            path.pop()
+        return False
+
+    _branch_position = 0
+
+
+def explore(build: Callable[[], World], options: Options | None = None, **more: object) -> Result:
+    """Run the program that `build` sets up in every order that matters.
+
+    Options may be given as such or by name.  A violation is an exception out of a task or of `World.check`, a `Deadlock`
+    among them; a data race; and, once all else is done, locks taken in a circle.
+    """
+    options = (options or Options())._replace(**more)  # type: ignore[arg-type]
+    start = time.monotonic()
+    worlds = Worlds(build, options.restore)
+    search = Search(worlds, options)
+
+    def result(outcome: Outcome, error: Exception | None = None, choices: tuple[int, ...] | None = None) -> Result:
+        counts = Result(
+            outcome, search.schedules, search.steps, time.monotonic() - start, frozenset(search.states), bound=search.bound
+        )
+        if error is None:
+            return counts
+        along = search.choices if choices is None else choices
+        return counts._replace(kind=kind_of(error), detail=str(error), choices=along, trace=tuple(search.runtime.trace))
+
+    def at_end(outcome: Outcome) -> Result:
+        circle = lock_order(search.order_at, search.analysis.order, worlds.names)
+        if circle is not None and options.stop_at_violation:
+            return result(Outcome.VIOLATED, LockOrder(circle.text), circle.choices)
+        return result(outcome)
+
+    try:
+        while True:
+            error = search.run()
+            if error is not None and options.stop_at_violation:
                 return result(Outcome.VIOLATED, error)
-            states.add(str(kind_of(error)))
-        finally:
-            world.close()
-        schedules += 1
-        search.learn(tasks)
-        if not search.backtrack():
-            return result(Outcome.EXHAUSTED)
-        if max_schedules is not None and schedules >= max_schedules:
-            return result(Outcome.INCOMPLETE)
-        if max_seconds is not None and time.monotonic() - start > max_seconds:
-            return result(Outcome.INCOMPLETE)
+            if not search.backtrack():
+                return at_end(Outcome.INCOMPLETE if search.bound else Outcome.EXHAUSTED)
+            if options.max_schedules is not None and search.schedules >= options.max_schedules:
+                search.bound = "schedules"
+                return at_end(Outcome.INCOMPLETE)
+            if options.max_seconds is not None and time.monotonic() - start > options.max_seconds:
+                search.bound = "seconds"
+                return at_end(Outcome.INCOMPLETE)
+    finally:
+        worlds.close()
+
+
+class Turns:
+    """What is done where nobody says what: the task that ran goes on, but after it yielded another has its turn."""
+
+    def __init__(self, most: int = 2 * _DEPTH) -> None:
+        self._left = most
+        self._last = -1
+
+    def took(self, thread: Thread) -> None:
+        """This task was chosen otherwise."""
+        self._last = thread.number
+
+    def choose(self, able: list[Thread]) -> int:
+        """Which of the list goes on.  Raises `Livelock` when it has been asked too often."""
+        self._left -= 1
+        if self._left < 0:
+            raise Livelock("no task came to an end")
+        index = next((i for i, thread in enumerate(able) if thread.number == self._last), -1)
+        if index < 0 or able[index].step.kind in ("retry", "resched"):
+            index = next((i for i, thread in enumerate(able) if thread.number > self._last), 0)
+        self._last = able[index].number
+        return index
 
 
 def replay(
@@ -227,15 +398,17 @@ def replay(
     """
     world = build()
     left: Iterator[int] = iter(choices)
+    turns = Turns(max(0, 2 * _DEPTH - len(choices)))
 
-    def choose(able: list[tuple[int, Step]]) -> int:
+    def choose(able: list[Thread]) -> int:
         wanted = next(left, None)
         if wanted is None:
-            return 0
-        for i, (task, _) in enumerate(able):
-            if task == wanted:
+            return turns.choose(able)
+        for i, thread in enumerate(able):
+            if thread.number == wanted:
+                turns.took(thread)
                 return i
-        raise NotDeterministic(f"task {wanted} was to run next, but only {[task for task, _ in able]} can")
+        raise NotDeterministic(f"task {wanted} was to run next, but only {[thread.number for thread in able]} can")
 
     error: BaseException | None = None
     try:

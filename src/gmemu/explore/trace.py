@@ -225,7 +225,6 @@ class _Recorder:
         self._catalogue = list(catalogue().values())
         self._hits: list[int] = []
         self._held: dict[int, tuple[object, list[tuple[int, str]]]] = {}
-        self._last: Taken | None = None
         self._seen_pages: dict[int, str] = {}
 
     def build(self) -> Program:
@@ -236,8 +235,7 @@ class _Recorder:
 
     def observe(self, runtime: ExploredRuntime, taken: Taken | None, where: Any, chosen: bool) -> None:
         """Before `taken` takes effect; None at the end of the run."""
-        self._after(self._last)
-        self._last = taken
+        self._after(Taken(runtime.who[-1], runtime.what[-1]) if runtime.who else None)
         hits = [rule.hits for rule in self._catalogue]
         self.rules.append(tuple(r.id for r, a, b in zip(self._catalogue, self._hits, hits, strict=True) if a != b))
         self._hits = hits
@@ -268,7 +266,7 @@ class _Recorder:
         """Who holds what, after the step."""
         if taken is None:
             return
-        task, (kind, what) = taken
+        task, kind, what = taken.task, taken.step.kind, taken.step.what
         _, holders = self._held.setdefault(id(what), (what, []))
         if kind in ("acquire", "acquire-shared", "enter"):
             holders.append((task, "exclusive" if kind == "acquire" else "shared"))

@@ -173,6 +173,31 @@ class PhysicalMemory:
         self.keys.clear(pfn, pfn + count)
         self._bytes.madvise(mmap.MADV_REMOVE, pfn << PAGE_SHIFT, count << PAGE_SHIFT)
 
+    def save_contents(self) -> dict[int, bytes]:
+        """The pages that were written, to go back to: the rest is zeroes."""
+        return {pfn: self._bytes[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT] for pfn in self._present()}
+
+    def restore_contents(self, saved: dict[int, bytes]) -> None:
+        """Make the bytes what they were at `save_contents`."""
+        for pfn in self._present():
+            if pfn not in saved:
+                self._bytes.madvise(mmap.MADV_REMOVE, pfn << PAGE_SHIFT, PAGE_SIZE)
+        for pfn, page in saved.items():
+            self._bytes[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT] = page
+
+    def _present(self) -> list[int]:
+        """Pages of the memfd that aren't holes."""
+        pages: list[int] = []
+        at = 0
+        while True:
+            try:
+                at = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError:
+                return pages
+            end = os.lseek(self.fd, at, os.SEEK_HOLE)
+            pages += range(at >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT)
+            at = end
+
     def _seen(self, pfn: int, key: int) -> bytes:
         plain = self._bytes[pfn << PAGE_SHIFT : (pfn + 1) << PAGE_SHIFT]
         owner = self.keys[pfn] or 0

@@ -68,7 +68,7 @@ class Vm:
         self.slots_arch_lock = self.rt.mutex("slots_arch_lock")
         self.mmu_lock = self.rt.rwlock("mmu_lock")
         self.srcu = self.rt.srcu("kvm->srcu")
-        self.mn_active_invalidate = self.rt.rwsem("mn_active_invalidate_count")
+        self.mn_active_invalidate = self.rt.rwsem("mn_active_invalidate_count", fair=False)
         """held shared by invalidations by user address; who waits for their count to be 0 holds it for writing"""
         self.vcpus: list[Vcpu] = []
         self.created_vcpus = 0

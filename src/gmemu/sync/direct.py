@@ -183,11 +183,12 @@ class DirectRuntime(Runtime):
 
     spinlock = mutex
 
-    def rwsem(self, name: str) -> RWLock:
+    def rwsem(self, name: str, *, fair: bool = True) -> RWLock:
         lock = _RWLock(self, name)
         return self.lockdep.watch_rw(self, lock) if self.lockdep else lock
 
-    rwlock = rwsem
+    def rwlock(self, name: str) -> RWLock:
+        return self.rwsem(name)
 
     def srcu(self, name: str) -> Srcu:
         srcu = _Srcu(self, name)

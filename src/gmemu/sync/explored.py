@@ -11,28 +11,69 @@ Outside `run`, as in a scenario's set-up, steps are taken at once and nothing is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
 from .runtime import Atomic, Deadlock, Lock, Runtime, RWLock, Srcu, Task
 
-if TYPE_CHECKING:
-    from .lockdep import Lockdep
+_EVERYTHING = 1 << 64
+
+_AGAINST: dict[str, frozenset[str]] = {
+    "read": frozenset({"write"}),
+    "write": frozenset({"read", "write"}),
+    "acquire": frozenset({"acquire", "acquire-shared", "acquire-late"}),
+    "acquire-late": frozenset({"acquire", "acquire-late"}),
+    "acquire-shared": frozenset({"acquire", "queue"}),
+    "queue": frozenset({"acquire-shared"}),
+    "enter": frozenset({"sync"}),
+    "sync": frozenset({"enter"}),
+}
+"""Kinds of steps on one thing whose order matters.  A writer that had to queue has met the readers as it did."""
+
+_NONE: frozenset[str] = frozenset()
+
+_GUARDED = {"data": "all", "attribute": "writes", "memslots": "writes", "slot-file": "writes"}
+"""Marked state that a lock must guard: every access, or writes alone where readers go without a lock and look again."""
 
 __all__ = ["ExploredRuntime", "NotDeterministic", "Observer", "Schedule", "Step", "Taken", "Thread"]
 
 
-class Step(NamedTuple):
+class Step:
     """What a task is about to do, and to what.
 
-    Kinds: begin, read, write, acquire, acquire-shared, resched, retry; enter, sync and wait for SRCU.
+    Kinds: begin, read, write, resched, retry; acquire, acquire-shared and queue for locks; enter, sync and wait for SRCU;
+    and of what nobody chooses release, release-shared.  `what` is a lock, an atomic, or what kernel code marks: ``(kind,
+    object, page)``, or ``(kind, object, first, end)`` for a range.  Where it takes effect is worked out once: pages `start`
+    to `end` of `domain`, a number that is the same in each run that came the same way (-1: it touches nothing).  One that
+    `decides` conflicts with every other in its place.
     """
 
-    kind: str
-    what: object
+    __slots__ = ("against", "decides", "domain", "end", "guard", "kind", "role", "start", "what")
+
+    def __init__(
+        self, kind: str, what: object, domain: int = -1, start: int = 0, end: int = _EVERYTHING, role: str = ""
+    ) -> None:
+        self.kind, self.what, self.domain, self.start, self.end = kind, what, domain, start, end
+        self.role = role or kind
+        self.against = _AGAINST.get(self.role, _NONE)
+        self.decides = kind == "write"
+        self.guard = _GUARDED.get(what[0], "") if isinstance(what, tuple) else ""
+
+    def conflicts(self, other: Step) -> bool:
+        """Whether the order of the two, taken by different tasks, can matter."""
+        return (
+            self.domain == other.domain and other.role in self.against and self.start < other.end and other.start < self.end
+        )
+
+    def same_as(self, other: Step) -> bool:
+        """Whether it's the same step in another run."""
+        return self.kind == other.kind and self.domain == other.domain and self.start == other.start
+
+    def __repr__(self) -> str:
+        return f"{self.kind} {self.what!r}"
 
 
 class Taken(NamedTuple):
@@ -42,8 +83,8 @@ class Taken(NamedTuple):
     step: Step
 
 
-Schedule = Callable[[list[tuple[int, Step]]], int]
-"""Given the tasks that can go on (by number, each with its step), in order: which of the list does."""
+Schedule = Callable[[list["Thread"]], int]
+"""Given the tasks that can go on (each with its step), in order: which of the list does."""
 
 Observer = Callable[["ExploredRuntime", Taken | None, Any, bool], None]
 """Called with each step before it takes effect, the greenlet that stopped for it (None: the one that runs), and whether it
@@ -58,17 +99,20 @@ class _Abandoned(BaseException):
     """Thrown into tasks that are still waiting when a run ends early."""
 
 
-def _first(able: list[tuple[int, Step]]) -> int:
+def _first(able: list[Thread]) -> int:
     return 0
 
 
 class Thread:
-    """One task of the run: where it stopped, the step it waits to take, and what `current` is for it."""
+    """One task of the run: where it stopped, the step it waits to take, and what `current` is for it.
 
-    __slots__ = ("body", "current", "name", "number", "ready", "step", "where")
+    Tasks of one `group` are alike: exchanging them changes nothing but names.
+    """
 
-    def __init__(self, number: int, name: str, body: Callable[[], object]) -> None:
-        self.number, self.name, self.body = number, name, body
+    __slots__ = ("body", "current", "group", "name", "number", "ready", "step", "where")
+
+    def __init__(self, number: int, name: str, body: Callable[[], object], group: str) -> None:
+        self.number, self.name, self.body, self.group = number, name, body, group
         self.step = Step("begin", name)
         self.ready: Callable[[], bool] | None = None
         self.current: Any = None
@@ -79,7 +123,9 @@ class _Mutex(Lock):
     def __init__(self, rt: ExploredRuntime, name: str) -> None:
         self._rt, self.name = rt, name
         self.owner: Task | None = None
-        self._acquire, self._release = Step("acquire", self), Step("release", self)
+        domain = rt.new_domain()
+        self._acquire, self._release = Step("acquire", self, domain), Step("release", self, domain)
+        self._acquire.decides = True
 
     def _free(self) -> bool:
         return self.owner is None
@@ -107,10 +153,11 @@ class _Mutex(Lock):
 class _Shared(AbstractContextManager[None]):
     def __init__(self, lock: _RWLock) -> None:
         self._lock = lock
-        self._acquire, self._release = Step("acquire-shared", lock), Step("release-shared", lock)
+        self._acquire = Step("acquire-shared", lock, lock.domain)
+        self._release = Step("release-shared", lock, lock.domain)
 
     def _free(self) -> bool:
-        return self._lock.writer is None
+        return self._lock.writer is None and not self._lock.queued
 
     def __enter__(self) -> None:
         self._lock.rt.step(self._acquire, self._free)
@@ -124,14 +171,33 @@ class _Shared(AbstractContextManager[None]):
 class _Exclusive(AbstractContextManager[None]):
     def __init__(self, lock: _RWLock) -> None:
         self._lock = lock
-        self._acquire, self._release = Step("acquire", lock), Step("release", lock)
+        self._queue = Step("queue", lock, lock.domain)
+        self._acquire = Step("acquire", lock, lock.domain)
+        self._late = Step("acquire", lock, lock.domain, role="acquire-late")
+        self._release = Step("release", lock, lock.domain)
 
     def _free(self) -> bool:
         return self._lock.writer is None and not self._lock.readers
 
     def __enter__(self) -> None:
-        self._lock.rt.step(self._acquire, self._free)
-        self._lock.writer = self._lock.rt.current
+        lock = self._lock
+        if not lock.fair:
+            lock.rt.step(self._acquire, self._free)
+        else:
+            lock.rt.step(self._acquire)
+            if not self._free():
+                self._wait()
+        lock.writer = lock.rt.current
+
+    def _wait(self) -> None:
+        """Somebody has it: what was taken for the acquisition was the queueing."""
+        lock = self._lock
+        lock.rt.amend(self._queue)
+        lock.queued += 1
+        try:
+            lock.rt.step(self._late, self._free)
+        finally:
+            lock.queued -= 1
 
     def __exit__(self, *exc: object) -> None:
         self._lock.rt.record(self._release)
@@ -139,8 +205,11 @@ class _Exclusive(AbstractContextManager[None]):
 
 
 class _RWLock(RWLock):
-    def __init__(self, rt: ExploredRuntime, name: str) -> None:
-        self.rt, self.name = rt, name
+    """A fair one, as rw_semaphore and qrwlock are, lets a writer that waits keep later readers out, even one who has it."""
+
+    def __init__(self, rt: ExploredRuntime, name: str, fair: bool) -> None:
+        self.rt, self.name, self.fair = rt, name, fair
+        self.domain, self.queued = rt.new_domain(), 0
         self.writer: Task | None = None
         self.readers: list[Task] = []
         self.shared, self.exclusive = _Shared(self), _Exclusive(self)
@@ -167,13 +236,14 @@ class _Srcu(Srcu):
     def __init__(self, rt: ExploredRuntime, name: str) -> None:
         self.rt, self.name = rt, name
         self.inside: list[tuple[Task, object]] = []
+        self.domain = rt.new_domain()
         self.read = _SrcuRead(self)
 
     def synchronize(self) -> None:
-        self.rt.step(Step("sync", self))
+        self.rt.step(Step("sync", self, self.domain))
         before = list(self.inside)
         if before:
-            self.rt.step(Step("wait", self), lambda: not any(reader in self.inside for reader in before))
+            self.rt.step(Step("wait", self, self.domain), lambda: not any(reader in self.inside for reader in before))
 
     def holders(self) -> list[Task]:
         """Who is inside."""
@@ -186,14 +256,15 @@ class _Srcu(Srcu):
 class _SrcuRead(AbstractContextManager[None]):
     def __init__(self, srcu: _Srcu) -> None:
         self._srcu = srcu
+        self._enter, self._release = Step("enter", srcu, srcu.domain), Step("release", srcu, srcu.domain)
 
     def __enter__(self) -> None:
-        self._srcu.rt.step(Step("enter", self._srcu))
+        self._srcu.rt.step(self._enter)
         self._srcu.inside.append((self._srcu.rt.current, object()))
 
     def __exit__(self, *exc: object) -> None:
         srcu = self._srcu
-        srcu.rt.record(Step("release", srcu))
+        srcu.rt.record(self._release)
         mine = [entry for entry in srcu.inside if entry[0] is srcu.rt.current]
         srcu.inside.remove(mine[-1])
 
@@ -201,7 +272,8 @@ class _SrcuRead(AbstractContextManager[None]):
 class _Atomic(Atomic):
     def __init__(self, rt: ExploredRuntime, name: str, value: int) -> None:
         self._rt, self.name, self.value = rt, name, value
-        self._read, self._write = Step("read", self), Step("write", self)
+        domain = rt.new_domain()
+        self._read, self._write = Step("read", self, domain), Step("write", self, domain)
 
     def read(self) -> int:
         self._rt.step(self._read)
@@ -223,14 +295,14 @@ class _Atomic(Atomic):
 class ExploredRuntime(Runtime):
     """One world's time.  Build the world with it, `spawn` tasks, then `run` them under a schedule.
 
-    Give a `Lockdep` to have the order of locks recorded.  `trace` holds the steps of the last run, `waiting` what the
-    tasks that never ended were about to do.
+    `who` and `what` hold the steps of the last run (task by task number, step by step), `waiting` what the tasks that never
+    ended were about to do.
     """
 
-    def __init__(self, lockdep: Lockdep | None = None) -> None:
+    def __init__(self) -> None:
         self.current = Task("set-up")
-        self.lockdep = lockdep
-        self.trace: list[Taken] = []
+        self.who: list[int] = []
+        self.what: list[Step] = []
         self.waiting: list[tuple[int, Step]] = []
         self._threads: list[Thread] = []
         self._left: list[Thread] = []
@@ -239,20 +311,26 @@ class ExploredRuntime(Runtime):
         self._schedule: Schedule = _first
         self._stopped: BaseException | None = None
         self._observer: Observer | None = None
+        self._given: Sequence[int] = ()
+        self._expected: Sequence[Step] = ()
+        self._depth = self._known = 0
+        self._domains = 0
+        self._names: dict[object, int] = {}
+        self._reads: dict[object, Step] = {}
+        self._writes: dict[object, Step] = {}
 
     # What kernel code sees
 
     def mutex(self, name: str) -> Lock:
-        lock = _Mutex(self, name)
-        return self.lockdep.watch(self, lock) if self.lockdep else lock
+        return _Mutex(self, name)
 
     spinlock = mutex
 
-    def rwsem(self, name: str) -> RWLock:
-        lock = _RWLock(self, name)
-        return self.lockdep.watch_rw(self, lock) if self.lockdep else lock
+    def rwsem(self, name: str, *, fair: bool = True) -> RWLock:
+        return _RWLock(self, name, fair)
 
-    rwlock = rwsem
+    def rwlock(self, name: str) -> RWLock:
+        return _RWLock(self, name, True)
 
     def srcu(self, name: str) -> Srcu:
         return _Srcu(self, name)
@@ -262,22 +340,28 @@ class ExploredRuntime(Runtime):
 
     def reads(self, what: object) -> None:
         if self._running is not None:
-            self.step(Step("read", what))
+            step = self._reads.get(what)
+            if step is None:
+                step = self._reads[what] = self._mark("read", what)
+            self.step(step)
 
     def writes(self, what: object) -> None:
         if self._running is not None:
-            self.step(Step("write", what))
+            step = self._writes.get(what)
+            if step is None:
+                step = self._writes[what] = self._mark("write", what)
+            self.step(step)
 
     def batch(self, count: int) -> int:
         return count if self._running is None else 1
 
     def resched(self) -> None:
         if self._running is not None:
-            self.step(Step("resched", None))
+            self.step(_RESCHED)
 
     def retry(self) -> None:
         if self._running is not None:
-            self.step(Step("retry", None))
+            self.step(_RETRY)
 
     def enter(self, task: Task) -> Task:
         if self._running is not None:
@@ -293,11 +377,34 @@ class ExploredRuntime(Runtime):
         self.task_work_run()
         return nullcontext()
 
+    # What is touched
+
+    def new_domain(self) -> int:
+        """A number for something that steps can touch.  Objects come to be in the same order in each run that goes the same
+        way, so they have the same numbers there."""
+        self._domains += 1
+        return self._domains
+
+    def _mark(self, kind: str, what: object) -> Step:
+        """The step for an access that kernel code marks."""
+        parts = what if isinstance(what, tuple) else (what,)
+        pages = [part for part in parts if isinstance(part, int)]
+        thing = tuple(part if isinstance(part, str) else _Same(part) for part in parts if not isinstance(part, int))
+        domain = self._names.get(thing)
+        if domain is None:
+            domain = self._names[thing] = self.new_domain()
+        if not pages:
+            return Step(kind, what, domain)
+        return Step(kind, what, domain, pages[0], pages[1] if len(pages) > 1 else pages[0] + 1)
+
     # What an exploration does
 
-    def spawn(self, name: str, body: Callable[[], object]) -> int:
-        """Another task for the next `run`.  Returns its number."""
-        self._threads.append(Thread(len(self._threads), name, body))
+    def spawn(self, name: str, body: Callable[[], object], group: str = "") -> int:
+        """Another task for the next `run`, like the others of its `group` if it names one.  Returns its number."""
+        taken = {thread.name for thread in self._threads}
+        if name in taken:
+            name = next(f"{name}#{n}" for n in range(2, len(taken) + 3) if f"{name}#{n}" not in taken)
+        self._threads.append(Thread(len(self._threads), name, body, group))
         return len(self._threads) - 1
 
     @property
@@ -310,20 +417,42 @@ class ExploredRuntime(Runtime):
         """The spawned tasks' names, by number."""
         return [thread.name for thread in self._threads]
 
+    @property
+    def groups(self) -> list[str]:
+        """The spawned tasks' groups, by number."""
+        return [thread.group for thread in self._threads]
+
+    @property
+    def trace(self) -> list[Taken]:
+        """The steps of the last run."""
+        return [Taken(task, step) for task, step in zip(self.who, self.what, strict=True)]
+
     def stopped_tasks(self) -> list[Thread]:
         """The tasks that haven't ended, for an observer to look at: where each stopped, and what for."""
         return list(self._left)
 
-    def run(self, schedule: Schedule, observer: Observer | None = None) -> list[Taken]:
-        """Run the spawned tasks to their ends in the order that `schedule` chooses.  Returns the steps taken.
+    def run(
+        self,
+        schedule: Schedule,
+        observer: Observer | None = None,
+        given: Sequence[int] = (),
+        expected: Sequence[Step] = (),
+    ) -> None:
+        """Run the spawned tasks to their ends in the order that `schedule` chooses.
 
-        Raises what a task or the schedule raises, or `Deadlock` when none of those left can go on.
+        The first choices are `given`, and have to be for the steps that are `expected` there (as `Step.same_as` goes).
+        Raises what a task or the schedule raises, `Deadlock` when none of those left can go on, or `NotDeterministic`.
         """
-        self.trace, self.waiting, self._hub, self._schedule = [], [], getcurrent(), schedule
+        self.who, self.what, self.waiting, self._hub, self._schedule = [], [], [], getcurrent(), schedule
         outside, self._left, self._stopped = self.current, list(self._threads), None
         self._observer = observer
+        self._given, self._expected, self._depth, self._known = given, expected, 0, len(given)
+        self._names, self._reads, self._writes = {}, {}, {}
         for thread in self._left:
-            thread.where, thread.current = greenlet(thread.body), outside
+            thread.where, thread.ready = greenlet(thread.body), None
+            thread.step = Step("begin", thread.name)
+            thread.current = Task(thread.name, outside.process, outside.mm, outside.cpu)
+            thread.current.thread = thread.name
         try:
             while self._left:
                 chosen = self._pick()
@@ -333,13 +462,12 @@ class ExploredRuntime(Runtime):
                 if self._stopped is not None:
                     raise self._stopped
                 self._left.remove(self._running)  # whoever ran last came back by ending
-            return self.trace
         finally:
             self._running = None
             self.waiting = [(t.number, t.step) for t in self._left]
             self._observe(None, None, False)
             self._abandon(self._left)
-            self.current, self._threads = outside, []
+            self.current = outside
 
     def step(self, step: Step, ready: Callable[[], bool] | None = None) -> None:
         """Announce `step` and stop until it's chosen; it's chosen only when `ready`.
@@ -365,27 +493,54 @@ class ExploredRuntime(Runtime):
 
     def _pick(self) -> Thread | None:
         """Let the schedule choose, and note the step.  None: the run can't go on, `_stopped` says why."""
-        able = [t for t in self._left if t.ready is None or t.ready()]
+        depth = self._depth
         try:
-            if not able:
-                raise Deadlock(self._deadlock(self._left))
-            chosen = able[self._schedule([(t.number, t.step) for t in able])]
+            if depth < self._known:
+                chosen = self._follow(depth)
+            else:
+                able = [t for t in self._left if t.ready is None or t.ready()]
+                if not able:
+                    raise Deadlock(describe_deadlock(self._left))
+                chosen = able[self._schedule(able)]
         except BaseException as stopped:
             self._stopped = stopped
             return None
-        taken = Taken(chosen.number, chosen.step)
+        self._depth = depth + 1
         if self._observer is not None:
+            taken = Taken(chosen.number, chosen.step)
             self._observe(taken, None if chosen is self._running else chosen.where, True)
-        self.trace.append(taken)
+        self.who.append(chosen.number)
+        self.what.append(chosen.step)
         return chosen
+
+    def _follow(self, depth: int) -> Thread:
+        """The task that was given, if it's there, can go on, and does what is expected."""
+        number = self._given[depth]
+        for thread in self._left:
+            if thread.number == number:
+                break
+        else:
+            raise NotDeterministic(f"choice {depth}: task {number} was to run next, and it isn't there")
+        if thread.ready is not None and not thread.ready():
+            raise NotDeterministic(f"choice {depth}: {thread.name} was to run next, and can't {thread.step!r}")
+        if depth < len(self._expected):
+            step, expected = thread.step, self._expected[depth]
+            if step.domain != expected.domain or step.kind != expected.kind or step.start != expected.start:
+                raise NotDeterministic(f"choice {depth}: {thread.name} is about to {step!r}, and was to {expected!r}")
+        return thread
 
     def record(self, step: Step) -> None:
         """A step that needs no choice: it's in the trace, and that's all."""
         if self._running is not None:
-            taken = Taken(self._running.number, step)
             if self._observer is not None:
-                self._observe(taken, None, False)
-            self.trace.append(taken)
+                self._observe(Taken(self._running.number, step), None, False)
+            self.who.append(self._running.number)
+            self.what.append(step)
+
+    def amend(self, step: Step) -> None:
+        """The step that the running task has just taken turned out to be this one."""
+        if self._running is not None:
+            self.what[-1] = step
 
     def _observe(self, taken: Taken | None, where: Any, chosen: bool) -> None:
         """Show the observer what comes next.  Whatever it reads takes no steps."""
@@ -398,14 +553,6 @@ class ExploredRuntime(Runtime):
         finally:
             self._observer, self._running = observer, running
 
-    def _deadlock(self, left: list[Thread]) -> str:
-        waiting = []
-        for thread in left:
-            holders: Any = getattr(thread.step.what, "holders", list)()
-            held = ", ".join(task.name for task in holders) or "nobody"
-            waiting.append(f"{thread.name} waits to {thread.step.kind} {thread.step.what!r}, held by {held}")
-        return "deadlock: " + "; ".join(waiting)
-
     def _abandon(self, left: list[Thread]) -> None:
         """Unwind tasks that never got to their end; their clean-up takes no steps."""
         for thread in left:
@@ -415,3 +562,54 @@ class ExploredRuntime(Runtime):
                     thread.where.throw(_Abandoned)
                 except (_Abandoned, Exception):
                     continue
+
+
+class _Same:
+    """An object as a key, by identity."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+_RESCHED = Step("resched", None)
+_RETRY = Step("retry", None)
+
+
+def waits_for(left: list[Thread]) -> dict[int, list[Thread]]:
+    """Of tasks that can't go on: by number, those that hold what each waits for."""
+    by_name = {thread.name: thread for thread in left}
+    found: dict[int, list[Thread]] = {}
+    for thread in left:
+        holders: Any = getattr(thread.step.what, "holders", list)()
+        found[thread.number] = [by_name[task.thread] for task in holders if task.thread in by_name]
+    return found
+
+
+def describe_deadlock(left: list[Thread]) -> str:
+    """Who waits for whom, and the circle in it: a line for each task with what it waits for and who holds that."""
+    holders = waits_for(left)
+    numbers = {thread.number: thread for thread in left}
+    circle: list[int] = []
+    for start in numbers:
+        path, at = [start], start
+        while (after := next((h.number for h in holders[at]), None)) is not None and after not in path:
+            path.append(after)
+            at = after
+        if after is not None:
+            circle = path[path.index(after) :]
+            break
+    names = [numbers[number].name for number in circle]
+    head = f"{names[0]} waits for itself" if len(names) == 1 else " -> ".join([*names, *names[:1]])
+    lines = [f"deadlock: {head if circle else 'nobody is left who could release what they wait for'}"]
+    for thread in left:
+        held = ", ".join(h.name for h in holders[thread.number]) or "nobody that is left"
+        lines.append(f"  {thread.name} waits to {thread.step.kind} {thread.step.what!r}, held by {held}")
+    return "\n".join(lines)

@@ -122,8 +122,8 @@ class Runtime(ABC):
         """A lock under which nothing may sleep."""
 
     @abstractmethod
-    def rwsem(self, name: str) -> RWLock:
-        """A sleeping reader-writer lock."""
+    def rwsem(self, name: str, *, fair: bool = True) -> RWLock:
+        """A sleeping reader-writer lock.  A fair one keeps new readers out while a writer waits."""
 
     @abstractmethod
     def rwlock(self, name: str) -> RWLock:
