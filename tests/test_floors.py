@@ -27,7 +27,7 @@ FLOORS = (
     ("mm",),
     ("kvm",),
     ("syscalls",),
-    ("check", "api"),
+    ("accounting", "check", "api"),
     ("faults", "vmm"),
     ("launch", "explore", "exec", "conformance", "scenarios"),
     ("report",),

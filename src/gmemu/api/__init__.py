@@ -6,7 +6,8 @@ from __future__ import annotations
 from .guest_memfd import ConversionRefused, GuestMemfd
 from .kvm import Kvm
 from .mapping import Mapping
+from .pin import Pin
 from .vcpu import Exit, Vcpu
 from .vm import Vm
 
-__all__ = ["ConversionRefused", "Exit", "GuestMemfd", "Kvm", "Mapping", "Vcpu", "Vm"]
+__all__ = ["ConversionRefused", "Exit", "GuestMemfd", "Kvm", "Mapping", "Pin", "Vcpu", "Vm"]

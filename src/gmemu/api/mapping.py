@@ -11,9 +11,12 @@ import mmap
 import os
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 from ..syscalls.door import Door
+
+if TYPE_CHECKING:
+    from .pin import Pin
 
 __all__ = ["Mapping"]
 
@@ -149,6 +152,12 @@ class Mapping:
     def madvise(self, advice: int, start: int = 0, length: int | None = None) -> None:
         """madvise() on `length` bytes from `start`."""
         self.door.madvise(self.address + start, self.length - start if length is None else length, advice)
+
+    def pin(self, offset: int = 0, length: int | None = None, *, write: bool = True) -> Pin:
+        """Pin `length` bytes from `offset` for DMA, as a driver does on a program's behalf.  Raises EFAULT."""
+        from .pin import Pin
+
+        return Pin(self.door, self.address + offset, self.length - offset if length is None else length, write=write)
 
     def protect(self, prot: int) -> None:
         """mprotect() on all of it."""

@@ -31,6 +31,7 @@ from .guest_memfd import GuestMemfd
 from .vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from ..accounting import MemoryReport
     from ..syscalls.door import Door
     from .cca import Cca
     from .sev import Snp
@@ -126,6 +127,18 @@ class Vm(Descriptor):
     def create_vcpu(self, id: int = 0) -> Vcpu:
         """KVM_CREATE_VCPU.  Raises EINVAL, EEXIST."""
         return Vcpu(self.door, self.ioctl(KVM_CREATE_VCPU, id), self._vcpu_mmap_size)
+
+    def memory_report(self) -> MemoryReport:
+        """Where the VM's memory is, in bytes; only of an emulated VM."""
+        from ..accounting import memory_report
+        from ..kvm.vm import VmFile
+        from ..syscalls.emulated import EmulatedDoor
+
+        if not isinstance(self.door, EmulatedDoor):
+            raise AttributeError("a real kernel doesn't tell where a VM's memory is")
+        file = self.door.process.file(self.fd)
+        assert isinstance(file, VmFile)
+        return memory_report(file.vm)
 
     @property
     def snp(self) -> Snp:

@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_measure(commands)
     _add_profiles(commands)
     _add_rules(commands)
+    _add_stat(commands)
     conform.add_parser(commands)
     _add_explore(commands)
     _add_programs(commands)
@@ -195,6 +196,19 @@ def _add_rules(commands: Commands) -> None:
     )
     add_profile(rules, "only the rules of this kernel")
     finish(rules, "rules:rules")
+
+
+def _add_stat(commands: Commands) -> None:
+    stat = command(commands, "stat", "where a guest's memory is while all of it goes from shared to private")
+    stat.add_argument("--platform", choices=("sw-protected", "snp", "tdx"), default="sw-protected", help="what guest it is")
+    stat.add_argument("--size", metavar="N", type=number, default=16 << 20, help="its memory in bytes (default: 16 MiB)")
+    stat.add_argument(
+        "--profile",
+        metavar="P",
+        action="append",
+        help="a kernel to emulate; repeatable (default: linux-7.3 and inplace-v13, one after the other)",
+    )
+    finish(stat, "stat:stat")
 
 
 def _version() -> str:

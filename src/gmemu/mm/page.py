@@ -47,6 +47,8 @@ class Memmap:
         self.put_hooks: list[Callable[[int, int], None]] = []
         """Told of pages (first pfn, end) that lost a reference and have others left."""
         self.nr_allocated = 0
+        self.peak_allocated = 0
+        """the most pages that were allocated at once, since the machine was switched on or somebody set this to 0"""
         self.mmlist: WeakSet[AddressSpace] = WeakSet()
         """every address space, for those who check what must hold in all of them"""
         self.nr_mms = 0
@@ -88,6 +90,7 @@ class Memmap:
         for pfn, have in runs:
             self.refs.set(pfn, pfn + have, 1)
         self.nr_allocated += count
+        self.peak_allocated = max(self.peak_allocated, self.nr_allocated)
         return runs
 
     def get(self, pfn: int, count: int = 1, by: int = 1) -> None:

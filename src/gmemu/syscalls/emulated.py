@@ -100,6 +100,10 @@ class EmulatedDoor:
         self.task = task or self.process.task
         self.mm = self.process.mm
 
+    def syscall(self) -> AbstractContextManager[None]:
+        """Within it, kernel code runs as this process: for what a device or a driver does."""
+        return _Syscall(self)
+
     def thread(self, name: str, cpu: int = 0) -> EmulatedDoor:
         """The same process, another thread, on CPU `cpu`."""
         return type(self)(self.host, self.process, self.process.thread(name, cpu))

@@ -148,6 +148,10 @@ class VmArch:
     def check(self) -> None:
         """Raise `InvariantViolation` if what the VM type keeps besides the nested page table is out of order."""
 
+    def firmware_pages(self) -> int:
+        """How many pages the trusted entity has for the VM, besides the guest's memory."""
+        return 0
+
     # Running
 
     def create_cpu(self, vcpu: Vcpu) -> Cpu:

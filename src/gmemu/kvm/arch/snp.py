@@ -175,6 +175,10 @@ class SnpVm(VmArch):
         except KernelError as error:
             raise rules.MAKE_PRIVATE(str(error)) from error
 
+    def firmware_pages(self) -> int:
+        """The guest's context, and a save area for each vCPU."""
+        return len(self.vmsa_pfns) + (self.snp_context is not None)
+
     def content_modes(self, private: bool) -> int:
         return encrypted_content_modes(private, final=self.pre_fault_allowed)
 

@@ -265,6 +265,11 @@ class TdxVm(VmArch):
         """__vmx_handle_ept_violation(): an address without the shared bit is accessed privately."""
         return error_code | PFERR_PRIVATE_ACCESS if error_code & PFERR_GUEST_ENC_MASK else error_code
 
+    def firmware_pages(self) -> int:
+        """TDR, TDCS, each vCPU's TDVPR and TDCX, and the secure EPT."""
+        vcpus = sum(len(tdx.tdcx_pages) + (tdx.tdvpr is not None) for tdx in self.vcpus.values())
+        return (self.tdr >= 0) + len(self.tdcs_pages) + vcpus + len(self.sept.tables)
+
     def content_modes(self, private: bool) -> int:
         return encrypted_content_modes(private, final=self.pre_fault_allowed)
 
