@@ -154,7 +154,13 @@ class PhysicalMemory:
         with self.view as view:
             length = count << PAGE_SHIFT
             to, from_ = destination << PAGE_SHIFT, source << PAGE_SHIFT
-            view[to : to + length] = view[from_ : from_ + length]
+            if length < _BY_SYSCALL:
+                view[to : to + length] = view[from_ : from_ + length]
+                return
+            done = 0
+            while done < length:
+                with view[from_ + done : from_ + length] as rest:
+                    done += os.pwrite(self.fd, rest, to + done)
 
     def rekey(self, pfn: int, count: int, key: int) -> None:
         """Keep `count` pages' bytes as `key` sees them, and let `key` be theirs."""
