@@ -155,7 +155,7 @@ def test_table_entries_are_as_large_as_they_can_be() -> None:
 # Launches
 
 
-@pytest.mark.parametrize("profile", ["inplace-v13", "inplace-v8", "linux-7.3-cca"])
+@pytest.mark.parametrize("profile", ["inplace-v13", "inplace-v8", "rfc-v5", "linux-7.3-cca"])
 def test_launch_guest_and_teardown(profile: str) -> None:
     with Kvm.open(profile, platform="arm") as kvm:
         done: list[tuple[int, int]] = []

@@ -23,7 +23,6 @@ __all__ = [
     "kvm_cpuid",
     "set_cpuid2",
     "supported",
-    "cr4_valid",
     "get_emulated_cpuid",
 ]
 
@@ -112,36 +111,6 @@ def _give(mm: AddressSpace, arg: UserPointer, entries: list[kvm_cpuid_entry2]) -
 def get_supported_cpuid(host: Host, arg: UserPointer) -> int:
     """kvm_dev_ioctl_get_cpuid()."""
     return _give(host.rt.current.mm, arg, supported(host))
-
-
-_CR4_ALWAYS = 0x7FF
-_CR4_FEATURES = (
-    (11, 7, "ecx", 2),
-    (12, 7, "ecx", 16),
-    (13, 1, "ecx", 5),
-    (16, 7, "ebx", 0),
-    (17, 1, "ecx", 17),
-    (18, 1, "ecx", 26),
-    (20, 7, "ebx", 7),
-    (21, 7, "ebx", 20),
-    (22, 7, "ecx", 3),
-)
-"""bit of CR4, and where CPUID says that there is one: leaf, register, bit"""
-
-
-def cr4_allowed(entries: list[kvm_cpuid_entry2]) -> int:
-    """__cr4_reserved_bits(), inverted: the bits of CR4 that go with what `entries` have."""
-    words = {(e.function, name): getattr(e, name) for e in entries if e.index == 0 for name in ("ebx", "ecx")}
-    found = (1 << bit for bit, leaf, name, at in _CR4_FEATURES if words.get((leaf, name), 0) >> at & 1)
-    return _CR4_ALWAYS | sum(found)
-
-
-def cr4_valid(vcpu: Vcpu, value: int) -> bool:
-    """kvm_is_valid_cr4(): what the host has, and what the guest was told, once it was."""
-    allowed = cr4_allowed(supported(vcpu.vm.host))
-    if vcpu.cpuid:
-        allowed &= cr4_allowed(cpuid_of(vcpu))
-    return not value & ~allowed
 
 
 def get_emulated_cpuid(host: Host, arg: UserPointer) -> int:

@@ -28,7 +28,8 @@ class FaultPoints(Protocol):
         """The host is about to be switched off."""
 
     def entity(self, entity: object) -> None:
-        """One of its trusted entities was made (SnpPlatform, TdxPlatform): what has an `inject` may be given one."""
+        """One of its trusted entities was made (SnpPlatform, TdxPlatform, RmmPlatform): what has an `inject` may be given
+        one."""
 
     def allocate(self, site: str) -> bool:
         """Whether this kernel allocation fails."""

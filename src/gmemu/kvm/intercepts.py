@@ -18,7 +18,7 @@ from ..hw.cpu import (
     Xsetbv,
 )
 from ..uapi.kvm import KVM_INTERNAL_ERROR_EMULATION, ExitReason, kvm_exit_internal_error, kvm_exit_msr
-from .cpuid import XCR0_SUPPORTED, cr4_valid, find_entry, kvm_cpuid
+from .cpuid import XCR0_SUPPORTED, find_entry, kvm_cpuid
 from .msr import MsrError, get_msr, set_msr
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = ["handle_intercept"]
 
 _GP = GuestException(13, 0)
 _UD = GuestException(6)
+_CR4_RESERVED = ~0x00370FFF & (1 << 64) - 1
 _CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = 1, 1 << 29, 1 << 30, 1 << 31
 _CR4_PAE, _CR4_VMXE = 1 << 5, 1 << 13
 MSR_EXIT_UNKNOWN, MSR_EXIT_INVAL, MSR_EXIT_FILTER = 1 << 1, 1 << 0, 1 << 2
@@ -103,7 +104,11 @@ def _cr(vcpu: Vcpu, exit_: CrAccess) -> int:
         if turning_on and sregs.efer & 1 << 8 and (not sregs.cr4 & _CR4_PAE or sregs.cs.l):
             bad = 1
     else:
-        bad = not cr4_valid(vcpu, value) or (sregs.efer & 1 << 10 and not value & _CR4_PAE)
+        allowed = ~_CR4_RESERVED
+        features = find_entry(vcpu, 1, 0)
+        if features is None or not features.ecx & 1 << 26:
+            allowed &= ~(1 << 18)
+        bad = value & ~allowed or (sregs.efer & 1 << 10 and not value & _CR4_PAE)
     vcpu.completion = _GP if bad else True
     return 1
 

@@ -284,18 +284,11 @@ def _set_base(name: str) -> Callable[[Vcpu, int, bool], None]:
     return set_
 
 
-def apic_base_valid(vcpu: Vcpu, value: int) -> bool:
-    """kvm_set_apic_base() by user space: no reserved bits, and x2APIC only on top of enabled, if the guest has it."""
-    features = find_entry(vcpu, 1, 0)
-    x2apic = features is None or features.ecx >> 21 & 1
-    return not (value >> 48 or value & 0x2FF or value & 0xC00 == 0x400 or (value & 0x400 and not x2apic))
-
-
 def _set_apic_base(vcpu: Vcpu, value: int, host: bool) -> None:
     """kvm_set_apic_base(): x2APIC only on top of enabled, and no way back from it but by disabling."""
     sregs = vcpu.sregs
     old, new = sregs.apic_base & 0xC00, value & 0xC00
-    if not apic_base_valid(vcpu, value):
+    if value & ~(0xFFFFFFFFFF00 | 0xFF) or value & 0x2FF or new == 0x400:
         raise MsrError(f"IA32_APICBASE can't be {value:#x}")
     if not host and ((old == 0xC00 and new == 0x800) or (not old and new == 0xC00)):
         raise MsrError(f"IA32_APICBASE can't go from {sregs.apic_base:#x} to {value:#x}")

@@ -26,7 +26,6 @@ from ..uapi.kvm_x86 import KVM_EXIT_HYPERCALL_LONG_MODE
 from .devices import mmio, pio
 from .interrupts import block, inject
 from .mmu import RetPf
-from .sync_regs import finish_run, start_run
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -41,17 +40,6 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
     """kvm_arch_vcpu_ioctl_run(): 0 with an exit reason, or an error; EFAULT may come with KVM_EXIT_MEMORY_FAULT."""
     if arg != 0:
         raise rules.RUN_ARG(f"{arg!r}")
-    if vcpu.machine is None:
-        return _run(vcpu)
-    start_run(vcpu)
-    try:
-        return _run(vcpu)
-    finally:
-        finish_run(vcpu)
-
-
-def _run(vcpu: Vcpu) -> int:
-    """kvm_arch_vcpu_ioctl_run() between loading and storing registers, and vcpu_run()."""
     vm, task = vcpu.vm, vcpu.vm.rt.current
     vm.arch.run_pid_change(vcpu)
     immediate = vcpu.immediate_exit
@@ -60,7 +48,6 @@ def _run(vcpu: Vcpu) -> int:
         if complete is not None and complete() <= 0:
             return 0
         if immediate:
-            _finish_instruction(vcpu)
             raise rules.RUN_IMMEDIATE()
         if vm.arch.pre_run(vcpu) <= 0:
             return 0
@@ -76,13 +63,6 @@ def _run(vcpu: Vcpu) -> int:
             _wait_for_start(vcpu)
         if _enter_guest(vcpu) <= 0:
             return 0
-
-
-def _finish_instruction(vcpu: Vcpu) -> None:
-    """The instruction that went to user space is done, though the guest won't go on."""
-    if vcpu.machine is not None and vcpu.machine.runs_code and vcpu.machine.in_instruction:
-        completion, vcpu.completion = vcpu.completion, None
-        vcpu.pending_exit = vcpu.machine.finish_instruction(completion)
 
 
 def _wait_for_start(vcpu: Vcpu) -> None:

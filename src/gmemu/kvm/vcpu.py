@@ -208,14 +208,6 @@ class Vcpu:
         """kvm_run->immediate_exit."""
         return self.vm.host.memory.read(self._run + _IMMEDIATE_EXIT, 1) != b"\0"
 
-    def read_run(self, offset: int, length: int) -> bytes:
-        """What stands in kvm_run."""
-        return self.vm.host.memory.read(self._run + offset, length)
-
-    def write_run(self, offset: int, data: bytes) -> None:
-        """Write there."""
-        self.vm.host.memory.write(self._run + offset, data)
-
     def set_exit(self, reason: ExitReason, details: Struct | None = None) -> None:
         """Fill in kvm_run: the reason, and its member of the union."""
         memory = self.vm.host.memory

@@ -20,6 +20,8 @@ def _same(value: int) -> CapValues:
     return CapValues(value, value, value)
 
 
+_ARM_RMI_V12 = 247
+"""The number that the CCA series' v12 had; rfc-v5 gives v14's to something else."""
 _X86_ONLY = (
     Cap.VM_TYPES,
     Cap.EXIT_HYPERCALL,
@@ -51,5 +53,5 @@ def on_arm64(profile: Profile) -> Profile:
         caps[Cap.MEMORY_ATTRIBUTES] = _same(0)
         caps.pop(Cap.GUEST_MEMFD_MEMORY_ATTRIBUTES, None)
     if VmType.ARM_REALM in profile.vm_types:
-        caps[Cap.ARM_RMI] = _same(1)
+        caps[Cap.ARM_RMI if Cap.ARM_RMI not in caps else _ARM_RMI_V12] = _same(1)
     return profile._replace(caps=caps, **changes)

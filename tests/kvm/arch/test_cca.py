@@ -16,7 +16,12 @@ from gmemu.hw.cpu import ExternalAbort
 from gmemu.hw.rmm.guest_cpu import RealmGuestCpu
 from gmemu.invariants import InvariantViolation
 from gmemu.kvm.arch.cca import CcaState
-from gmemu.uapi.kvm import KVM_MEM_LOG_DIRTY_PAGES, SystemEvent
+from gmemu.uapi.kvm import (
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
+    KVM_SET_MEMORY_ATTRIBUTES2_ZERO,
+    SystemEvent,
+)
 from gmemu.uapi.kvm_arm64 import KVM_ARM_RMI_POPULATE, Psci, PsciReturn, core_reg, kvm_arm_rmi_populate
 from gmemu.uapi.rmi import (
     GranuleState,
@@ -551,3 +556,62 @@ def test_unprotected_guests_beside_realms(world: CcaWorld) -> None:
     vm.set_user_memory_region(0, 0, PAGE, memory.address)
     vcpu.run(lambda cpu: cpu.store(0, b"plain"))
     assert memory[:5] == b"plain"
+
+
+@pytest.mark.parametrize("world", ["rfc-v5"], indirect=True)
+def test_what_rfc_v5_can_promise_of_contents(world: CcaWorld) -> None:
+    """PRESERVE never, as the RMM neither takes nor gives a page with its contents; ZERO on the way back."""
+    realm = world.realm()
+    zero, preserve = KVM_SET_MEMORY_ATTRIBUTES2_ZERO, KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
+    realm.shared[:5] = b"stale"
+    assert errno_of(lambda: realm.gmem.set_memory_attributes(0, PAGE, 8, zero)) == EOPNOTSUPP
+    assert errno_of(lambda: realm.gmem.set_memory_attributes(0, PAGE, 8, preserve)) == EOPNOTSUPP
+    realm.load(b"image")
+    assert errno_of(lambda: realm.gmem.set_memory_attributes(0, PAGE, 0, preserve)) == EOPNOTSUPP
+    realm.gmem.set_memory_attributes(0, PAGE, 0, zero)
+    assert realm.shared[:5] == bytes(5)
+
+
+def test_a_page_that_the_rmm_never_takes(world: CcaWorld) -> None:
+    """A fault takes a refusal for another vCPU's doing, and tries again; but not for ever."""
+    realm = world.realm().start()
+    world.answers((Rmi.GRANULE_RANGE_DELEGATE, RmiStatus.ERROR_INPUT), repeat=5)
+    assert realm.run(lambda cpu: cpu.store(GPA + PAGE, b"x")).reason is ExitReason.HLT
+    world.answers((Rmi.GRANULE_RANGE_DELEGATE, RmiStatus.ERROR_INPUT), repeat=500)
+    assert refusal(lambda: realm.vcpu.run(lambda cpu: cpu.store(GPA + 2 * PAGE, b"x"))) == "cca.rmi.delegate"
+
+
+def test_two_vcpus_at_the_same_page(world: CcaWorld) -> None:
+    """Another vCPU's fault is through just before this one's delegates the page: the refusal is no error."""
+    realm = world.realm().start()
+    rmm, page = world.rmm, GPA + 5 * PAGE
+    asked: list[Rmi] = []
+
+    def inject(fid: Rmi, what: int) -> int | None:
+        asked.append(fid)
+        if asked.count(Rmi.GRANULE_RANGE_DELEGATE) == 1 and fid is Rmi.GRANULE_RANGE_DELEGATE:
+            assert rmm.granule_range_delegate(what).status == 0
+            assert rmm.rtt_data_map(realm.arch.rd, page, page + PAGE, what).status == 0
+        return None
+
+    rmm.inject = inject
+    seen: list[bytes] = []
+
+    def guest(cpu: RealmGuestCpu) -> None:
+        cpu.store(page, b"once")
+        seen.append(cpu.load(page, 4))
+
+    assert realm.run(guest).reason is ExitReason.HLT
+    assert seen == [b"once"]
+    assert Rmi.GRANULE_RANGE_UNDELEGATE not in asked
+
+
+def test_a_shared_page_that_the_rmm_keeps_is_a_bug(world: CcaWorld) -> None:
+    realm = world.realm().start()
+    realm.make_shared(4, 1)
+    world.drain()
+    realm.vcpu.run(lambda cpu: cpu.store(GPA + 4 * PAGE, b"x", shared=True))
+    world.answers((Rmi.RTT_UNPROT_UNMAP, RmiStatus.ERROR_INPUT))
+    realm.make_private(4, 1)
+    assert world.kvm_vm(realm.vm).vm_bugged
+    assert errno_of(lambda: realm.vcpu.run()) == EIO

@@ -17,6 +17,7 @@ from gmemu.api.sev import SnpError
 from gmemu.check import check_host
 from gmemu.hw.memory import PAGE_SHIFT
 from gmemu.kvm.vm import VmFile
+from gmemu.profiles.table import CONFIGURATIONS
 from gmemu.rules import KernelError
 from gmemu.sync import Deadlock
 from gmemu.uapi.sev import PspStatus, SnpPageType
@@ -26,6 +27,7 @@ from ..world import PAGE
 NULL, GIVEN, UNALIGNED = "NULL", "given", "unaligned"
 SHARED, FRESH, PRIVATE = "same guest_memfd, shared", "same guest_memfd, shared, not faulted", "same guest_memfd, private"
 SOURCES = (NULL, GIVEN, UNALIGNED, SHARED, FRESH, PRIVATE)
+PLATFORMS = {VmType.SNP: "amd", VmType.TDX: "intel", VmType.ARM_REALM: "arm"}
 TYPES = tuple(t for t in SnpPageType if t is not SnpPageType.VMSA)
 PAGES = 4
 TARGET, OTHER = 0, 2
@@ -44,13 +46,15 @@ class Launch:
     """A VM in launch: four pages of guest_memfd at gpa 0, of which page 0 is private and is to be populated."""
 
     def __init__(self, profile: str, vm_type: VmType) -> None:
-        self.host = Host(profile, memory=1 << 32, platform="intel" if vm_type is VmType.TDX else "amd")
+        self.host = Host(profile, memory=1 << 32, platform=PLATFORMS[vm_type])
         self.profile: Profile = self.host.profile
         self.kvm = Kvm.open_on(self.host)
         self.vm: Vm = self.kvm.create_vm(vm_type)
         self.vcpu: Vcpu | None = None
         if vm_type is VmType.SNP:
             self.vm.snp.init2()
+        elif vm_type is VmType.ARM_REALM:
+            self.vm.cca.create_vgic()
         else:
             self.vm.tdx.init_vm()
             self.vcpu = self.vm.create_vcpu()
@@ -85,7 +89,9 @@ class Launch:
         (self.gmem if self.profile.in_place else self.vm).make_private(TARGET * PAGE, PAGE)
 
     def populate(self, source: int, page_type: SnpPageType = SnpPageType.NORMAL) -> None:
-        if self.vcpu is None:
+        if self.vm.vm_type is VmType.ARM_REALM:
+            assert self.vm.cca.populate(TARGET * PAGE, PAGE, source).size == 0
+        elif self.vcpu is None:
             left = self.vm.snp.launch_update_once(TARGET * PAGE, PAGE, page_type, source)
             assert left.len == 0
         else:
@@ -156,6 +162,16 @@ def tdx_expected(profile: Profile, kind: str) -> Expected:
     return inside or (bytes(PAGE) if kind == FRESH else CONTENTS)
 
 
+def cca_expected(profile: Profile, kind: str) -> Expected:
+    """What the series' code says for realms: there must be a source, in place or not."""
+    inside = _mapped(profile, kind) if kind in (SHARED, FRESH, PRIVATE) else None
+    if kind == NULL:
+        return EINVAL, "cca.populate.no-source"
+    if kind == UNALIGNED:
+        return EINVAL, "cca.populate.range"
+    return inside or (bytes(PAGE) if kind == FRESH else CONTENTS)
+
+
 def check(launch: Launch, page_type: SnpPageType, kind: str, expected: Expected) -> None:
     """Ask, and see that it comes out as expected."""
     if expected is Deadlock:
@@ -198,7 +214,8 @@ def rows(platform: str, profile: Profile, page_type: SnpPageType) -> Iterator[ob
     vm_type = VmType[platform]
     for kind in SOURCES:
         snp = vm_type is VmType.SNP
-        expected = snp_expected(profile, page_type, kind) if snp else tdx_expected(profile, kind)
+        other = cca_expected if vm_type is VmType.ARM_REALM else tdx_expected
+        expected = snp_expected(profile, page_type, kind) if snp else other(profile, kind)
         name = f"{profile.name}-{platform}-{page_type.name}-{kind}"
         yield pytest.param((profile.name, vm_type), page_type, kind, expected, id=name)
 
@@ -206,8 +223,11 @@ def rows(platform: str, profile: Profile, page_type: SnpPageType) -> Iterator[ob
 SNP = [row for p in PROFILES.values() if VmType.SNP in p.vm_types for t in TYPES for row in rows("SNP", p, t)]
 TDX = [row for p in PROFILES.values() if VmType.TDX in p.vm_types for row in rows("TDX", p, SnpPageType.NORMAL)]
 
+WITH_REALMS = [p for p in (*PROFILES.values(), *CONFIGURATIONS.values()) if VmType.ARM_REALM in p.vm_types]
+CCA = [row for p in WITH_REALMS for row in rows("ARM_REALM", p, SnpPageType.NORMAL)]
 
-@pytest.mark.parametrize(("launch", "page_type", "kind", "expected"), [*SNP, *TDX], indirect=["launch"])
+
+@pytest.mark.parametrize(("launch", "page_type", "kind", "expected"), [*SNP, *TDX, *CCA], indirect=["launch"])
 def test_row(launch: Launch, page_type: SnpPageType, kind: str, expected: Expected) -> None:
     check(launch, page_type, kind, expected)
 

@@ -14,7 +14,7 @@ from .granule import Gpi, Gpt, Granules
 from .measurement import RimRow
 from .realm import Realm, Rec
 
-__all__ = ["COMMANDS", "OK", "Inject", "RimLog", "RmiResult", "RmmCore", "RmmInfo", "command", "error"]
+__all__ = ["COMMANDS", "OK", "RMM", "Inject", "RimLog", "RmiResult", "RmmCore", "RmmInfo", "command", "error"]
 
 Inject = Callable[[Rmi, int], int | None]
 """Asked before each command with its IPA (bytes), or the page frame that it names where it has none: the status to return
@@ -64,6 +64,9 @@ class Command(NamedTuple):
     granules: tuple[int, ...]
 
 
+RMM = ("rmm",)
+"""The RMM's state, for who marks accesses to it: granules belong to no realm, so it's one."""
+
 COMMANDS: dict[Rmi, Command] = {}
 """Every command that is emulated."""
 
@@ -100,7 +103,7 @@ class RmmCore:
         self.rt, self.memory = rt, memory
         self.info = info or RmmInfo()
         self.gpt = Gpt()
-        self.granules = Granules(rt, npages if npages is not None else memory.size >> PAGE_SHIFT)
+        self.granules = Granules(npages if npages is not None else memory.size >> PAGE_SHIFT)
         self.realms: dict[int, Realm] = {}
         """Realms by RD."""
         self.recs: dict[int, Rec] = {}
@@ -111,21 +114,15 @@ class RmmCore:
         self._next_handle = 1
 
     def begin(self, fid: Rmi, args: tuple[object, ...], what: int) -> int | None:
-        """Every command begins here: one step for all that it does, as the RMM's locks have it.
+        """Every command begins here: one step for all that it does, as if the RMM had one lock.
 
         Returns what the command is to answer instead of being executed, if it was told to.
         """
-        self.rt.writes(("rmm", self._realm_of(fid, args)))
+        self.rt.writes(RMM)
         if self.inject is None:
             return None
         at = args[what] if len(args) > what else 0
         return self.inject(fid, at if isinstance(at, int) else 0)
-
-    def _realm_of(self, fid: Rmi, args: tuple[object, ...]) -> object:
-        """What the step is about: a realm, or a granule."""
-        first = args[0] if args else None
-        rec = self.recs.get(first) if isinstance(first, int) else None
-        return rec.realm.rd if rec is not None else first
 
     def suspend(self, command: Callable[[], RmiResult]) -> RmiResult:
         """A stateful operation has begun and isn't done: its handle goes to the host."""

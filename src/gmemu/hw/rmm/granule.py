@@ -7,7 +7,6 @@ from enum import Enum
 from typing import NamedTuple
 
 from ...rangemap import RangeMap
-from ...sync import Runtime
 from ...uapi.rmi import GranuleState
 
 __all__ = ["Gpi", "Gpt", "Granule", "Granules"]
@@ -50,8 +49,8 @@ class Granule(NamedTuple):
 class Granules:
     """Every granule of the machine.  Those that the RMM hasn't been given are NS."""
 
-    def __init__(self, rt: Runtime, npages: int) -> None:
-        self.rt, self.npages = rt, npages
+    def __init__(self, npages: int) -> None:
+        self.npages = npages
         self.entries: RangeMap[Granule] = RangeMap()
 
     def covers(self, pfn: int, count: int = 1) -> bool:
@@ -60,13 +59,11 @@ class Granules:
 
     def state(self, pfn: int) -> GranuleState:
         """The granule's state."""
-        self.rt.reads(("granule", pfn))
         entry = self.entries[pfn]
         return GranuleState.NS if entry is None else entry.state
 
     def run(self, pfn: int, count: int, state: GranuleState) -> int:
         """How many of `count` granules from `pfn` are in `state` in a row."""
-        self.rt.reads_each(("granule",), pfn, pfn + count)
         done = 0
         for start, end, entry in self.entries.spans(pfn, pfn + count):
             if (GranuleState.NS if entry is None else entry.state) is not state:
@@ -81,5 +78,4 @@ class Granules:
 
     def set(self, pfn: int, count: int, state: GranuleState, rd: int = -1) -> None:
         """Change the state of `count` granules."""
-        self.rt.writes_each(("granule",), pfn, pfn + count)
         self.entries.set(pfn, pfn + count, None if state is GranuleState.NS else Granule(state, rd))

@@ -7,7 +7,7 @@ from ...uapi.rmi import HashAlgorithm, Hipas, Ripas, RsiResponse, RsiStatus, rsi
 from ..cpu import ExternalAbort
 from ..memory import PAGE_SHIFT, PAGE_SIZE
 from ..tlb import Translation
-from .core import RmmCore
+from .core import RMM, RmmCore
 from .measurement import NR_REMS, SLOT_SIZE
 from .realm import Realm, Rec, RipasChange
 
@@ -24,7 +24,7 @@ class RsiCommands(RmmCore):
 
         Raises `ExternalAbort` in the realm for what is EMPTY.
         """
-        self.rt.reads(("rmm", realm.rd))
+        self.rt.reads(RMM)
         entry = realm.rtt.entry(gfn)
         if entry.ripas is Ripas.EMPTY:
             raise ExternalAbort(gfn << PAGE_SHIFT, "its RIPAS is EMPTY")
@@ -34,7 +34,7 @@ class RsiCommands(RmmCore):
 
     def walk_shared(self, realm: Realm, gfn: int) -> Translation | None:
         """What a processor finds for frame `gfn` in the shared half (`gfn` comes without the bit that says so)."""
-        self.rt.reads(("rmm", realm.rd))
+        self.rt.reads(RMM)
         frame = gfn | realm.rtt.shared_bit
         entry = realm.rtt.entry(frame)
         return Translation(frame + entry.delta, entry.writable) if entry.hipas is Hipas.ASSIGNED else None
@@ -46,7 +46,7 @@ class RsiCommands(RmmCore):
     def rsi_measurement_read(self, rec: Rec, index: int) -> tuple[int, bytes]:
         """RSI_MEASUREMENT_READ: 0 is the RIM, 1 to 4 are the REMs; 64 bytes, padded with zeroes."""
         realm = rec.realm
-        self.rt.reads(("rmm", realm.rd))
+        self.rt.reads(RMM)
         if not 0 <= index <= NR_REMS:
             return RsiStatus.ERROR_INPUT, bytes(SLOT_SIZE)
         value = realm.rim.value if index == 0 else realm.rems[index - 1].value
@@ -54,7 +54,7 @@ class RsiCommands(RmmCore):
 
     def rsi_measurement_extend(self, rec: Rec, index: int, data: bytes) -> tuple[int, ...]:
         """RSI_MEASUREMENT_EXTEND of REM 1 to 4 by up to 64 bytes."""
-        self.rt.writes(("rmm", rec.realm.rd))
+        self.rt.writes(RMM)
         if not 1 <= index <= NR_REMS or len(data) > SLOT_SIZE:
             return (RsiStatus.ERROR_INPUT,)
         rec.realm.rems[index - 1].extend(data)
@@ -68,7 +68,7 @@ class RsiCommands(RmmCore):
     def rsi_ipa_state_get(self, rec: Rec, base: int, top: int) -> tuple[int, ...]:
         """RSI_IPA_STATE_GET: where the state at `base` ends, at most at `top`, and what it is."""
         realm = rec.realm
-        self.rt.reads(("rmm", realm.rd))
+        self.rt.reads(RMM)
         if not self._range(realm, base, top):
             return RsiStatus.ERROR_INPUT, 0, 0
         first, last = base >> PAGE_SHIFT, top >> PAGE_SHIFT
@@ -82,7 +82,7 @@ class RsiCommands(RmmCore):
     def rsi_ipa_state_set(self, rec: Rec, base: int, top: int, ripas: int, flags: int) -> int:
         """RSI_IPA_STATE_SET, up to where the host is asked: a status; SUCCESS leaves the request in the REC."""
         realm = rec.realm
-        self.rt.writes(("rmm", realm.rd))
+        self.rt.writes(RMM)
         if not self._range(realm, base, top) or ripas not in (Ripas.EMPTY, Ripas.RAM):
             return RsiStatus.ERROR_INPUT
         rec.ripas_change = RipasChange(base, top, Ripas(ripas), bool(flags & 1))
@@ -95,7 +95,7 @@ class RsiCommands(RmmCore):
         """
         change, rec.ripas_change = rec.ripas_change, None
         assert change is not None
-        self.rt.reads(("rmm", rec.realm.rd))
+        self.rt.reads(RMM)
         stuck = False
         if change.base < change.top:
             here = rec.realm.rtt.entry(change.base >> PAGE_SHIFT)

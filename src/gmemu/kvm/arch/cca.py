@@ -15,7 +15,7 @@ from ...hw.memory import PAGE_SHIFT
 from ...hw.rmm.cpu import RecCpu
 from ...mm.uaccess import UserPointer
 from ...rules import cca as rules
-from ...uapi.kvm import KVM_MEM_LOG_DIRTY_PAGES, VmType
+from ...uapi.kvm import KVM_MEM_LOG_DIRTY_PAGES, KVM_SET_MEMORY_ATTRIBUTES2_ZERO, VmType
 from ...uapi.kvm_arm64 import KVM_ARM_RMI_POPULATE
 from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_PRIVATE_ACCESS
 from ...uapi.rmi import Hipas
@@ -102,6 +102,10 @@ class CcaVm(ArmVm):
     def map(self, fault: PageFault) -> RetPf:
         """realm_map_ipa()."""
         return self.rtt.map_protected(fault.gfn, fault.pfn) if fault.private else self.rtt.map_shared(fault)
+
+    def content_modes(self, private: bool) -> int:
+        """Undelegation wipes, so pages come back zeroed; a realm never takes contents as they are (RFC v5)."""
+        return 0 if private else KVM_SET_MEMORY_ATTRIBUTES2_ZERO
 
     def unmap_range(self, start: int, end: int, filter: Filter) -> bool:
         """kvm_realm_unmap_range(): each filter bit has a half of the address space of its own."""

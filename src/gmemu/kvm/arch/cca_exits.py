@@ -61,6 +61,8 @@ def _ripas_change(cca: CcaVm, vcpu: Vcpu, exit_: RecExit) -> int:
     if rejects is not None and rejects(base, top):
         cpu.enter_flags |= RecEnterFlags.RIPAS_RESPONSE
         return 1
+    mmu = cca.vm.mmu
+    seq = mmu.invalidate_seq.read()
     if not _agrees(cca, base >> PAGE_SHIFT, top >> PAGE_SHIFT, private):
         flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0
         vcpu.set_exit(ExitReason.MEMORY_FAULT, kvm_exit_memory_fault(flags=flags, gpa=base, size=top - base))
@@ -68,9 +70,14 @@ def _ripas_change(cca: CcaVm, vcpu: Vcpu, exit_: RecExit) -> int:
         raise kvm_rules.FAULT_MISMATCH(f"a realm wants [{base:#x}, {top:#x}) {asked}, of which some is {found}")
     rec, _ = cca.recs[vcpu]
     with cca.vm.mmu_lock.exclusive:
-        if not private and cca.rtt.unmap_protected(base >> PAGE_SHIFT, top >> PAGE_SHIFT):
-            cca.vm.flush_remote_tlbs()
-        cca.rtt.set_ripas(rec, base, top)
+        stale = bool(mmu.invalidate_in_progress.read()) or mmu.invalidate_seq.read() != seq
+        if not stale:
+            if not private and cca.rtt.unmap_protected(base >> PAGE_SHIFT, top >> PAGE_SHIFT):
+                cca.vm.flush_remote_tlbs()
+            cca.rtt.set_ripas(rec, base, top)
+    if stale:  # the attributes may have changed meanwhile: look again
+        vcpu.pending_exit = exit_
+        cca.vm.rt.resched()
     return 1
 
 

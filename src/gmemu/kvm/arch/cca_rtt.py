@@ -33,12 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RealmRtt"]
 
+_REFUSED_LIMIT = 100
+"""How often in a row a page that the RMM doesn't take is taken for another vCPU's.  KVM has no limit."""
+
 
 class RealmRtt:
     """The tables of one realm, as the host drives them.  Frames are guest frame numbers without the shared bit."""
 
     def __init__(self, cca: CcaVm) -> None:
         self.cca, self.vm = cca, cca.vm
+        self._refused: dict[int, int] = {}
+        """gfn -> how often in a row the RMM didn't take the page for it"""
 
     @property
     def rd(self) -> int:
@@ -71,17 +76,32 @@ class RealmRtt:
             if result.status & RMI_ERROR_STATUS_MASK != RmiStatus.ERROR_RTT:
                 platform.check(result, "RMI_RTT_CREATE")
 
+    def read_entry(self, ipa: int) -> RmiResult:
+        """RMI_RTT_READ_ENTRY: where a walk to the last level ends, HIPAS, output address, RIPAS.  Raises ENXIO."""
+        platform = self.cca.platform
+        result = platform.call(lambda: platform.rmm.rtt_read_entry(self.rd, ipa, LAST_LEVEL))
+        platform.check(result, "RMI_RTT_READ_ENTRY")
+        return result
+
     # The protected half
 
     def map_protected(self, gfn: int, pfn: int) -> RetPf:
         """realm_map_protected(): delegate the page and give it to the realm, which sees zeroes.  Raises ENXIO."""
         platform, ipa = self.cca.platform, gfn << PAGE_SHIFT
-        mapped = platform.rmm.rtt_read_entry(self.rd, ipa, LAST_LEVEL)
+        mapped = self.read_entry(ipa)
         if mapped.out[0] == LAST_LEVEL and mapped.out[1] == Hipas.ASSIGNED and mapped.out[2] == pfn << PAGE_SHIFT:
             if mapped.out[3] == Ripas.DESTROYED:
                 raise rules.DESTROYED(f"gfn {gfn:#x}")
             return RetPf.SPURIOUS
-        platform.delegate(pfn)
+        try:
+            platform.delegate(pfn)
+        except KernelError:
+            # most likely another vCPU is at the same page: back to the guest, which faults again if need be
+            self._refused[gfn] = self._refused.get(gfn, 0) + 1
+            if self._refused[gfn] > _REFUSED_LIMIT:
+                raise
+            return RetPf.RETRY
+        self._refused.pop(gfn, None)
         try:
             self.with_tables(gfn, lambda: platform.rmm.rtt_data_map(self.rd, ipa, ipa + PAGE_SIZE, pfn), "RMI_RTT_DATA_MAP")
         except KernelError:
@@ -109,9 +129,21 @@ class RealmRtt:
             elif code == RmiStatus.ERROR_RTT and rmi_index(result.status) < LAST_LEVEL:
                 self.create_tables(base >> PAGE_SHIFT, rmi_index(result.status) + 1)
             else:
-                platform.warn(f"RMI_RTT_DATA_UNMAP at ipa {base:#x}: {rmi_text(result.status)}")
-                base += PAGE_SIZE
+                self.vm.bug(f"RMI_RTT_DATA_UNMAP at ipa {base:#x}: {rmi_text(result.status)}")
+                base = self._leak(base)
         return found
+
+    def _leak(self, ipa: int) -> int:
+        """A page that the RMM won't let go is never used again.  Returns the address after the entry."""
+        memmap = self.vm.host.memmap
+        realm = self.cca.platform.rmm.realms[self.rd]
+        walk = realm.rtt.walk(ipa >> PAGE_SHIFT)
+        gfn, size = ipa >> PAGE_SHIFT, entry_pages(walk.level)
+        if walk.entry.hipas is Hipas.ASSIGNED:
+            memmap.leak(gfn + walk.entry.delta, 1)
+            self.cca.platform.warn(f"pfn {gfn + walk.entry.delta:#x} is lost to the realm")
+            return ipa + PAGE_SIZE
+        return (gfn // size + 1) * size << PAGE_SHIFT
 
     # The shared half
 
@@ -137,14 +169,14 @@ class RealmRtt:
         return result
 
     def unmap_shared(self, start: int, end: int) -> bool:
-        """realm_unmap_shared_range(): of the frames that KVM mapped."""
+        """realm_unmap_shared_range(): of the frames that KVM mapped.  One that the RMM keeps is a bug."""
         platform, rmm, sptes = self.cca.platform, self.cca.platform.rmm, self.vm.mmu.sptes
         for first, last, _ in list(sptes.runs(start, end)):
             for gfn in range(first, last):
                 ipa = gfn << PAGE_SHIFT | self.cca.protected_end
                 result = platform.call(lambda at=ipa: rmm.rtt_unprot_unmap(self.rd, at, LAST_LEVEL))  # type: ignore[misc]
                 if result.status:
-                    platform.warn(f"RMI_RTT_UNPROT_UNMAP at ipa {ipa:#x}: {rmi_text(result.status)}")
+                    self.vm.bug(f"RMI_RTT_UNPROT_UNMAP at ipa {ipa:#x}: {rmi_text(result.status)}")
         return self.vm.mmu.unmap_range(start, end)
 
     # RIPAS
@@ -179,10 +211,9 @@ class RealmRtt:
 
     def _must_stay_destroyed(self, rec: int, ipa: int) -> bool:
         """Whether the RMM stopped because the realm didn't allow for what was destroyed (the REC's exit says so)."""
-        rmm = self.cca.platform.rmm
-        change = rmm.recs[rec].ripas_change
+        change = self.cca.platform.rmm.recs[rec].ripas_change
         forbids = change is not None and not change.change_destroyed
-        return forbids and rmm.rtt_read_entry(self.rd, ipa, LAST_LEVEL).out[3] == Ripas.DESTROYED
+        return forbids and self.read_entry(ipa).out[3] == Ripas.DESTROYED
 
     # Teardown
 
@@ -231,5 +262,6 @@ class RealmRtt:
             spte = self.vm.mmu.sptes[frame & ~bit]
             if spte is None or (frame & ~bit) + spte.delta != frame + delta:
                 raise InvariantViolation(f"{self.vm}: gfn {frame & ~bit:#x} is mapped shared, and KVM has {spte}")
-        if not rmm.gpt.allows_host(start + delta, end - start):
+        leaked = self.vm.host.memmap.leaked.covers(start + delta, end + delta, True)
+        if not leaked and not rmm.gpt.allows_host(start + delta, end - start):
             raise InvariantViolation(f"pfn {start + delta:#x} is mapped as the host's, and in the realm world")
