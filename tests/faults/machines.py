@@ -13,9 +13,12 @@ from gmemu.api.tdx import TdxError
 from gmemu.check import check_host
 from gmemu.faults import Faults
 from gmemu.hw.snp.rmp_entry import RmpState
+from gmemu.kvm.arch.cca import CcaVm
 from gmemu.kvm.arch.snp import SnpVm
 from gmemu.kvm.arch.tdx import TdxVm
+from gmemu.rules import KernelError
 from gmemu.sync import Lockdep
+from gmemu.uapi.rmi import GranuleState
 from gmemu.uapi.sev import PspStatus, SnpPageType, kvm_sev_snp_launch_update
 from gmemu.uapi.tdx import TdAttributes, kvm_tdx_init_mem_region
 from gmemu.vmm import Backoff, Vmm
@@ -251,3 +254,57 @@ class PkvmMachine(Machine):
 
 SEPT_VE_DISABLE = int(TdAttributes.SEPT_VE_DISABLE)
 HLT = ExitReason.HLT
+
+
+class RealmMachine(Machine):
+    """A realm with a vCPU, before its first page; contents come from `source`."""
+
+    platform = "arm"
+    vm_type = VmType.ARM_REALM
+
+    def __init__(self, *orders: str, **options: Any) -> None:
+        super().__init__(*orders, hypercalls=False, **options)
+        self.source = self.kvm.anonymous(PAGES * PAGE)
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.source.close()
+        super().__exit__(kind, *exc)
+
+    def init(self) -> None:
+        self.vm.cca.create_vgic()
+
+    def make_vcpu(self, number: int) -> Vcpu:
+        return self.vm.cca.create_vcpu(number, power_off=number > 0)
+
+    @property
+    def arch(self) -> CcaVm:
+        arch = super().arch
+        assert isinstance(arch, CcaVm)
+        return arch
+
+    def populate(self, page: int, pages: int = 1) -> tuple[str, int, int]:
+        """RMI_POPULATE, once: rule, errno, and how many bytes are left."""
+        try:
+            left = self.vm.cca.populate(GPA + page * PAGE, pages * PAGE, self.source.address)
+        except KernelError as error:
+            return error.rule.id, error.rule.errno, pages * PAGE
+        return "", 0, left.size
+
+    def boot(self, pages: int = 4) -> Any:
+        """A page of contents, the first so many pages private, the realm active."""
+        self.source[:5] = b"image"
+        self.convert(0, pages)
+        assert self.populate(0) == ("", 0, 0)
+        assert self.run(lambda cpu: None).reason is HLT
+        return self
+
+    @property
+    def rim(self) -> bytes:
+        """The RIM so far (simulated)."""
+        return self.host.rmm.rmm.realms[self.arch.rd].measurement
+
+    def granule(self, page: int) -> GranuleState:
+        return self.host.rmm.rmm.granules.state(self.pfn(page))
+
+    def warnings(self) -> list[str]:
+        return self.host.rmm.warnings

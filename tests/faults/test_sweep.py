@@ -20,7 +20,7 @@ BAD = str(Path(__file__).parent / "bad_vmm.py")
 CONVERT = "KVM_SET_MEMORY_ATTRIBUTES2"
 
 
-@pytest.mark.parametrize("arguments", [["software"], ["snp"], ["tdx"], ["snp", "linux-7.3"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["software"], ["snp"], ["tdx"], ["cca"], ["snp", "linux-7.3"]], ids=" ".join)
 def test_the_reference_vmm(arguments: list[str]) -> None:
     result = sweep(REFERENCE, arguments)
     assert result.findings == ()

@@ -74,7 +74,11 @@ def _rmm(faults: Faults, platform: RmmPlatform) -> None:
             return faults.decide(What.RMI, fid.name, gfn=what >> PAGE_SHIFT)
         return faults.decide(What.RMI, fid.name, pfn=what)
 
+    def rejects(base: int, top: int) -> bool:
+        return faults.decide(What.HOST, "RIPAS_CHANGE", gfn=base >> PAGE_SHIFT) is not None
+
     platform.rmm.inject = command
+    platform.reject_ripas_change = rejects
 
 
 def _pkvm(faults: Faults, platform: PkvmPlatform) -> None:

@@ -43,6 +43,8 @@ class What(StrEnum):
     """a command of the RMM (Arm CCA), called by the host"""
     EL2 = "el2"
     """a call of pKVM's hypervisor, by the host or a guest"""
+    HOST = "host"
+    """what the emulated host does otherwise than it ever would"""
     SIGNAL = "signal"
     """the thread gets a signal, which is pending until its system call is over"""
     REF = "ref"
@@ -64,7 +66,7 @@ class At(StrEnum):
     """as it takes a lock"""
 
 
-NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI, What.EL2)
+NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI, What.EL2, What.HOST)
 """What has a name, and fails with a result; the others happen at some point of a call."""
 ON_PAGES = (What.REF, What.PIN, What.POISON)
 

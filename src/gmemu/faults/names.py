@@ -34,7 +34,7 @@ ALLOCATION_SITES = (
 )
 """What `Host.allocate` is called with, and "page" for page frames."""
 
-EVENT_KINDS = ("alloc", "psp", "rmp", "seamcall", "tdcall", "rmi", "el2")
+EVENT_KINDS = ("alloc", "psp", "rmp", "seamcall", "tdcall", "rmi", "el2", "host")
 
 _RMP = {"RMPUPDATE": RmpUpdateStatus, "PSMASH": PsmashStatus, "PVALIDATE": PvalidateStatus, "RMPADJUST": RmpAdjustStatus}
 
@@ -48,8 +48,9 @@ def names_of(kind: str) -> tuple[str, ...]:
         "rmp": tuple(_RMP),
         "seamcall": tuple(leaf.name for leaf in TdxLeaf),
         "tdcall": tuple(leaf.name for leaf in TdcallLeaf),
-        "rmi": tuple(Rmi.__members__),
+        "rmi": tuple(command.name for command in Rmi),
         "el2": tuple(call.name for call in El2Call),
+        "host": ("RIPAS_CHANGE",),
     }.get(kind, ())
 
 
@@ -66,6 +67,8 @@ def results_of(kind: str) -> Mapping[str, int]:
         return {s.name: int(s) for s in RmiStatus if s}
     if kind == "el2":
         return {"EPERM": EPERM, "ENOMEM": ENOMEM, "EAGAIN": EAGAIN, "EINVAL": EINVAL}
+    if kind == "host":
+        return {"REJECT": 1}
     return {s.name: int(s) for s in TdxStatus if s}
 
 

@@ -499,12 +499,6 @@ MSR_LIST_ROOM = rule(
     "the buffer must have room for every index; the number is told",
     _X86 + "kvm_arch_dev_ioctl()",
 )
-SYNC_REGS = rule(
-    "kvm.sync-regs",
-    EINVAL,
-    "kvm_run may mark general registers, sregs and events as valid or dirty",
-    _X86 + "kvm_arch_vcpu_ioctl_run()",
-)
 RUN_STARTED = rule(
     "kvm.run.started",
     EAGAIN,

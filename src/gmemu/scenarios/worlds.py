@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from ..kvm.guest_memfd.inode import GmemInode
     from ..kvm.vm import Vm as KvmVm
 
-__all__ = ["BUSY", "PAGE", "PRIVATE", "SHARED", "OnePage", "SnpLaunch", "TdxLaunch", "TdxRunning"]
+__all__ = [
+    "BUSY",
+    "PAGE",
+    "PRIVATE",
+    "SHARED",
+    "OnePage",
+    "RealmLaunch",
+    "RealmRunning",
+    "SnpLaunch",
+    "TdxLaunch",
+    "TdxRunning",
+]
 
 SHARED = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 BUSY = "gmem.attributes.busy"
@@ -166,3 +177,45 @@ class TdxRunning(TdxLaunch):
         """The guest accepts page 0 and writes to it."""
         cpu.accept(0, PAGE)
         cpu.store(0, self.CONTENTS)
+
+
+class RealmLaunch(GuestMemory):
+    """A realm that isn't active; its pages are shared.  Contents are populated from other memory, `contents`."""
+
+    platform = "arm"
+    pages = 2
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.ARM_REALM)
+        self.vcpu = self.vm.cca.create_vcpu()
+        self.vm.cca.create_vgic()
+        self.contents = self.kvm.anonymous(PAGE)
+        self.make_memory()
+        self.tasks()
+
+    def populate(self, page: int = 0) -> str:
+        """KVM_ARM_RMI_POPULATE of one page, measured."""
+        self.vm.cca.populate(page * PAGE, PAGE, self.contents.address)
+        return "populated"
+
+
+class RealmRunning(RealmLaunch):
+    """A realm that is active, with two vCPUs; page 0 holds what was populated, the others are shared."""
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.ARM_REALM)
+        self.vcpus = [self.vm.cca.create_vcpu(n) for n in range(2)]
+        self.vm.cca.create_vgic()
+        self.contents = self.kvm.anonymous(PAGE)
+        self.make_memory()
+        self.convert(0)
+        self.populate(0)
+        for vcpu in self.vcpus:
+            vcpu.run(lambda cpu: None)
+        self.tasks()
+
+    def ripas(self, page: int) -> str:
+        """The RIPAS of a page."""
+        arch: Any = self.kvm_vm.arch
+        name: str = arch.platform.rmm.realms[arch.rd].rtt.entry(page).ripas.name
+        return name

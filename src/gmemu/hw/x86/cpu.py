@@ -174,13 +174,6 @@ class MachineCpu(Cpu):
         self.registers.changed_by_engine()
         return exit_
 
-    def finish_instruction(self, completion: object) -> Exit | None:
-        """Finish the instruction that exited last, and go no further: the next exit if it makes another."""
-        self._load_registers()
-        exit_ = self._complete(completion)
-        self.registers.changed_by_engine()
-        return exit_
-
     def _start(self) -> None:
         self._base = self.memory.base
         self._engine = Engine(self._on_fill, self._on_exception, self._on_device_read, self._on_device_write)
@@ -242,13 +235,6 @@ class MachineCpu(Cpu):
             return False
         env = self.engine.save()
         return bool(env.rflags_system & _IF) and not env.shadow
-
-    @property
-    def interrupt_flag(self) -> bool:
-        """RFLAGS.IF."""
-        if self._engine is None or "regs" in self.registers.dirty:
-            return bool(self.registers.regs.rflags & _IF)
-        return bool(self.engine.save().rflags_system & _IF)
 
     @property
     def in_instruction(self) -> bool:
