@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import ConversionRefused, Exit, GuestMemfd, Kvm, Mapping, Vcpu, Vm
-    from .hw.cpu import VirtualizationException, VmmCommunication
+    from .hw.cpu import ExternalAbort, VirtualizationException, VmmCommunication
     from .hw.guest_cpu import GuestCpu
     from .invariants import InvariantViolation
     from .kvm.host import Host
@@ -29,6 +29,7 @@ _HOMES = {
     "ConversionRefused": "api",
     "Exit": "api",
     "ExitReason": "uapi.kvm",
+    "ExternalAbort": "hw.cpu",
     "GuestCpu": "hw.guest_cpu",
     "GuestMemfd": "api",
     "Host": "kvm.host",
@@ -55,6 +56,7 @@ __all__ = [
     "ConversionRefused",
     "Exit",
     "ExitReason",
+    "ExternalAbort",
     "GuestCpu",
     "GuestMemfd",
     "Host",

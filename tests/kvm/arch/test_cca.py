@@ -9,10 +9,9 @@ from errno import EBUSY, EFAULT, EINTR, EINVAL, EIO, ENODEV, ENOEXEC, ENXIO, EOP
 
 import pytest
 
-from gmemu import BusError, ExitReason, VmType
+from gmemu import BusError, ExitReason, ExternalAbort, VmType
 from gmemu.api.arm64 import init_vcpu, set_reg
 from gmemu.check import check_host
-from gmemu.hw.cpu import ExternalAbort
 from gmemu.hw.rmm.guest_cpu import RealmGuestCpu
 from gmemu.invariants import InvariantViolation
 from gmemu.kvm.arch.cca import CcaState
@@ -615,3 +614,20 @@ def test_a_shared_page_that_the_rmm_keeps_is_a_bug(world: CcaWorld) -> None:
     realm.make_private(4, 1)
     assert world.kvm_vm(realm.vm).vm_bugged
     assert errno_of(lambda: realm.vcpu.run()) == EIO
+
+
+def test_mmio_is_in_the_shared_half(world: CcaWorld) -> None:
+    realm = world.realm().start()
+    seen: list[bytes] = []
+
+    def guest(cpu: RealmGuestCpu) -> None:
+        cpu.store(0x9000000, b"!", shared=True)
+        seen.append(cpu.load(0x9000018, 4, shared=True))
+
+    exit_ = realm.vcpu.run(guest)
+    assert (exit_.reason, exit_.mmio.phys_addr, exit_.mmio.data[:1]) == (ExitReason.MMIO, 0x9000000, b"!")
+    exit_ = realm.vcpu.run()
+    assert (exit_.mmio.is_write, exit_.mmio.phys_addr) == (0, 0x9000018)
+    exit_.answer_mmio(b"uart")
+    assert realm.vcpu.run().reason is ExitReason.HLT
+    assert seen == [b"uart"]
