@@ -10,7 +10,9 @@ import pytest
 from .blocks import ROOT, examples, printed
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/rules.md", "docs/profiles.md", "docs/faults.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/tutorial.md", "docs/rules.md", "docs/profiles.md", "docs/faults.md", "docs/vmm.md"]
+)
 def test_examples_print_what_they_say(name: str) -> None:
     path = ROOT / name
     namespace: dict[str, Any] = {}

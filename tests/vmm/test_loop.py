@@ -9,9 +9,12 @@ from errno import EAGAIN, EINTR, EINVAL
 import pytest
 
 from gmemu import ExitReason, GuestCpu
+from gmemu.explore.variants import VARIANTS
+from gmemu.kvm.design import Design
+from gmemu.profiles import get
 from gmemu.uapi.kvm import KVM_HC_MAP_GPA_RANGE, KVM_MAP_GPA_RANGE_ENCRYPTED
-from gmemu.vmm import GuestStuck, NoMemoryThere, Poisoned
-from gmemu.vmm.loop import SAME_FAULT_LIMIT
+from gmemu.vmm import GuestStuck, NoMemoryThere, Poisoned, left_to_kvm
+from gmemu.vmm.loop import SAME_WISH_LIMIT
 
 from .world import PAGE, World
 
@@ -142,9 +145,9 @@ def test_a_fault_that_conversion_does_not_mend(in_place: World) -> None:
 
     stuck = Stuck()
     in_place.vcpu.run = stuck  # type: ignore[assignment]
-    with pytest.raises(GuestStuck, match=f"faulted {SAME_FAULT_LIMIT + 1} times"):
+    with pytest.raises(GuestStuck, match=f"private {SAME_WISH_LIMIT + 1} times"):
         in_place.vmm.run(in_place.vcpu)
-    assert stuck.calls == SAME_FAULT_LIMIT + 1
+    assert stuck.calls == SAME_WISH_LIMIT + 1
 
 
 def test_a_fault_where_there_is_no_memory(in_place: World) -> None:
@@ -157,3 +160,44 @@ def test_a_fault_where_there_is_no_memory(in_place: World) -> None:
     vcpu.set_exit(ExitReason.MEMORY_FAULT, kvm_exit_memory_fault(flags=8, gpa=1 << 30, size=PAGE))
     with pytest.raises(NoMemoryThere):
         in_place.vmm.serve(in_place.vcpu, Exit(in_place.vcpu.kvm_run, rules.GET_PFN_CLOSED()))
+
+
+@pytest.mark.parametrize("variant", ["convert-in-vcpu-run", "convert-in-vcpu-run-refuse"])
+def test_a_kernel_that_converts_by_itself(variant: str) -> None:
+    """The VMM only lets go of what it holds; it isn't asked twice."""
+    world = World(design=VARIANTS[variant].change(Design.of(get("inplace-v13"))), converter=left_to_kvm)
+    world.vm.enable_map_gpa_range()
+    let_go = [world.pin(1)]
+
+    class Device:
+        def let_go(self, gpa: int, size: int) -> None:
+            while let_go:
+                let_go.pop()()
+
+        def take(self, gpa: int, size: int) -> None:
+            pass
+
+    world.vmm.holders.append(Device())
+    answers = []
+
+    def guest(cpu: GuestCpu) -> None:
+        answers.append(cpu.map_gpa_range(0, 4 * PAGE, private=True))
+        cpu.store(PAGE, b"mine")
+        answers.append(cpu.map_gpa_range(0, PAGE, private=False))
+
+    assert world.vmm.run(world.vcpu, guest).reason is ExitReason.HLT
+    assert (answers, world.seen_exits, world.private_pages()) == ([0, 0], 2, [1, 2, 3])
+    world.close()
+
+
+def test_a_guest_that_asks_for_ever(in_place: World) -> None:
+    let_go = in_place.pin(0)
+
+    def guest(cpu: GuestCpu) -> None:
+        while cpu.map_gpa_range(0, PAGE, private=True):
+            pass
+
+    with pytest.raises(GuestStuck, match=f"gpa 0x0 to be private {SAME_WISH_LIMIT + 1} times in a row"):
+        in_place.vmm.run(in_place.vcpu, guest)
+    assert {answer for _, _, answer, _ in in_place.refusals} == {EAGAIN}
+    let_go()

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from gmemu import Kvm, VmType
 from gmemu.check import check_host
 from gmemu.hw.memory import PAGE_SHIFT
+from gmemu.kvm.design import Design
 from gmemu.vmm import Backoff, Block, Observer, Vmm, VmmError
+from gmemu.vmm.memory import Converter
 
 PAGE = 4096
 
@@ -16,13 +18,20 @@ PAGE = 4096
 class World(Observer):
     """`waits` is what was waited for (seconds); `at_wait` is done meanwhile."""
 
-    def __init__(self, profile: str = "inplace-v13", pages: int = 8) -> None:
-        self.kvm = Kvm.open(profile)
+    def __init__(
+        self,
+        profile: str = "inplace-v13",
+        pages: int = 8,
+        *,
+        design: Design | None = None,
+        converter: Converter | None = None,
+    ) -> None:
+        self.kvm = Kvm.open(profile, design=design)
         self.host = self.kvm.host
         self.vm = self.kvm.create_vm(VmType.SW_PROTECTED)
         self.waits: list[float] = []
         self.at_wait: Callable[[], None] = lambda: None
-        self.vmm = Vmm(self.kvm, self.vm, Backoff(4, pause=self._pause))
+        self.vmm = Vmm(self.kvm, self.vm, Backoff(4, pause=self._pause), converter)
         self.vmm.observer = self
         self.block: Block = self.vmm.add_memory(0, pages * PAGE)
         self.vcpu = self.vm.create_vcpu()

@@ -8,7 +8,7 @@ part-way.  It works over any door, and is written to be read by people who write
 from .backoff import Backoff
 from .errors import ConversionTimeout, GuestStuck, NoMemoryThere, Poisoned, VmmError
 from .loop import Observer, Vmm
-from .memory import Block, Holder
+from .memory import Block, Holder, left_to_kvm
 from .populate import populate_cca, populate_snp, populate_tdx
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Poisoned",
     "Vmm",
     "VmmError",
+    "left_to_kvm",
     "populate_cca",
     "populate_snp",
     "populate_tdx",

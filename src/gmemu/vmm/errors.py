@@ -38,9 +38,9 @@ class Poisoned(VmmError):
 
 
 class GuestStuck(VmmError):
-    """The same access faults again and again although the memory is of the kind that the guest wants."""
+    """A guest wants the same memory converted again and again, and doesn't get on."""
 
     def __init__(self, gpa: int, private: bool, times: int) -> None:
         kind = "private" if private else "shared"
-        super().__init__(f"a {kind} access to gpa {gpa:#x} faulted {times} times in a row; converting it doesn't help")
+        super().__init__(f"a guest wanted gpa {gpa:#x} to be {kind} {times} times in a row; converting it doesn't help")
         self.gpa, self.private = gpa, private

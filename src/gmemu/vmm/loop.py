@@ -29,7 +29,7 @@ from ..uapi.kvm import (
 )
 from .backoff import Backoff
 from .errors import ConversionTimeout, GuestStuck, NoMemoryThere, Poisoned, VmmError
-from .memory import IN_PLACE, Block, Holder, convert, converter_of, in_blocks
+from .memory import IN_PLACE, Block, Converter, Holder, convert, converter_of, in_blocks
 
 if TYPE_CHECKING:
     from ..hw.cpu import Guest
@@ -39,8 +39,8 @@ __all__ = ["Observer", "Vmm"]
 
 PAGE_SIZE = 4096
 _KNOWN_ATTRIBUTES = KVM_MAP_GPA_RANGE_ENCRYPTED | KVM_MAP_GPA_RANGE_PAGE_SZ_2M | KVM_MAP_GPA_RANGE_PAGE_SZ_1G
-SAME_FAULT_LIMIT = 16
-"""How often in a row one access may fault on the same page: another vCPU may take it away meanwhile, but not for ever."""
+SAME_WISH_LIMIT = 16
+"""How often in a row a guest may want the same thing converted."""
 
 
 class Observer:
@@ -60,17 +60,18 @@ class Vmm:
     """One VM's memory and the service of its vCPUs.
 
     `blocks` is the guest's memory; `holders` what has to let go of pages that become private; `observer` is told of what
-    happens.
+    happens.  `converter` is how the kernel converts, unless it's to be asked (`converter_of`).
     """
 
-    def __init__(self, kvm: Kvm, vm: Vm, backoff: Backoff | None = None) -> None:
+    def __init__(self, kvm: Kvm, vm: Vm, backoff: Backoff | None = None, converter: Converter | None = None) -> None:
         self.kvm, self.vm = kvm, vm
         self.backoff = backoff or Backoff()
         self.blocks: list[Block] = []
         self.holders: list[Holder] = []
         self.observer = Observer()
-        self._convert = converter_of(vm)
-        self._last_fault: dict[Vcpu, tuple[int, bool, int]] = {}
+        self._convert = converter or converter_of(vm)
+        self._last_wish: dict[Vcpu, tuple[tuple[int, int, bool], int]] = {}
+        """what each vCPU's last exit wanted (gpa, size, private), and how often in a row"""
 
     @property
     def in_place(self) -> bool:
@@ -152,12 +153,21 @@ class Vmm:
             self.observer.seen(exit_)
             self._memory_fault(vcpu, exit_)
             return True
-        self._last_fault.pop(vcpu, None)
         if exit_.reason is ExitReason.HYPERCALL and exit_.hypercall.nr == KVM_HC_MAP_GPA_RANGE:
             self.observer.seen(exit_)
-            exit_.answer_hypercall(self._map_gpa_range(exit_.hypercall))
+            exit_.answer_hypercall(self._map_gpa_range(vcpu, exit_.hypercall))
             return True
+        self._last_wish.pop(vcpu, None)
         return False
+
+    def _wishes(self, vcpu: Vcpu, gpa: int, size: int, private: bool) -> None:
+        """The vCPU's guest wants this converted.  Raises `GuestStuck` if it wanted just that too often in a row: another
+        vCPU may take the page away meanwhile, or somebody hold it, but not for ever."""
+        wish, times = self._last_wish.get(vcpu, ((-1, 0, False), 0))
+        times = times + 1 if wish == (gpa, size, private) else 1
+        self._last_wish[vcpu] = (gpa, size, private), times
+        if times > SAME_WISH_LIMIT:
+            raise GuestStuck(gpa, private, times)
 
     def _enter(self, vcpu: Vcpu, guest: Guest | None) -> Exit:
         """KVM_RUN, again after each signal: the guest is where it was."""
@@ -177,21 +187,19 @@ class Vmm:
         if fault.flags & ~KVM_MEMORY_EXIT_FLAG_PRIVATE:
             raise VmmError(f"KVM_EXIT_MEMORY_FAULT has flags {fault.flags:#x}, of which only PRIVATE is known here")
         private = exit_.wants_private
-        gpa, was_private, times = self._last_fault.get(vcpu, (-1, False, 0))
-        times = times + 1 if (gpa, was_private) == (fault.gpa, private) else 1
-        self._last_fault[vcpu] = fault.gpa, private, times
-        if times > SAME_FAULT_LIMIT:
-            raise GuestStuck(fault.gpa, private, times)
+        self._wishes(vcpu, fault.gpa, fault.size, private)
         self.convert(fault.gpa, fault.size, private=private)
 
-    def _map_gpa_range(self, call: kvm_exit_hypercall) -> int:
-        """What to answer: a guest is told EINVAL for what makes no sense, never more than it asked for is done."""
+    def _map_gpa_range(self, vcpu: Vcpu, call: kvm_exit_hypercall) -> int:
+        """What to answer: EINVAL for what makes no sense, EAGAIN for what may yet come true, 0 only when all was done."""
         gpa, npages, attributes = call.args[:3]
         size = npages * PAGE_SIZE
         if gpa % PAGE_SIZE or not npages or gpa + size > 1 << 64 or attributes & ~_KNOWN_ATTRIBUTES:
             return self._refuse(gpa, size, EINVAL, VmmError(f"MAP_GPA_RANGE of {npages:#x} pages, {attributes:#x}"))
+        private = bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED)
+        self._wishes(vcpu, gpa, size, private)
         try:
-            self.convert(gpa, size, private=bool(attributes & KVM_MAP_GPA_RANGE_ENCRYPTED))
+            self.convert(gpa, size, private=private)
         except NoMemoryThere as error:
             return self._refuse(gpa, size, EINVAL, error)
         except ConversionTimeout as error:

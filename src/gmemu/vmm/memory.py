@@ -28,7 +28,7 @@ from ..uapi.kvm import (
 from .backoff import Backoff
 from .errors import ConversionTimeout, NoMemoryThere
 
-__all__ = ["IN_PLACE", "Block", "Converter", "Holder", "convert", "converter_of", "in_blocks"]
+__all__ = ["IN_PLACE", "Block", "Converter", "Holder", "convert", "converter_of", "in_blocks", "left_to_kvm"]
 
 _TRY_AGAIN = (EAGAIN, EINTR, ENOMEM)
 
@@ -78,7 +78,13 @@ def by_convert_ioctls(block: Block, offset: int, size: int, private: bool) -> No
     (block.gmem.convert_private if private else block.gmem.convert_shared)(offset, size)
 
 
+def left_to_kvm(block: Block, offset: int, size: int, private: bool) -> None:
+    """A design in which KVM converts by itself when the vCPU is run again (pKVM's proposal; the variants
+    `convert-in-vcpu-run...`): letting go of what the VMM holds is all that there is to do."""
+
+
 IN_PLACE: dict[Converter, int] = {
+    left_to_kvm: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
     on_guest_memfd: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
     preserving: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
     by_convert_ioctls: GUEST_MEMFD_FLAG_SUPPORT_SHARED,
