@@ -31,7 +31,7 @@ FLOORS = (
     ("faults", "vmm"),
     ("launch", "explore", "exec", "conformance", "scenarios"),
     ("report",),
-    ("cli", "__main__", "__init__"),
+    ("cli", "pytest_plugin", "__main__", "__init__"),
 )
 """From the bottom up.  Rooms of one floor may import each other; the last is the package itself, which names what it has."""
 

@@ -79,11 +79,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "explore":  # a package that can be called
+        return import_module("gmemu.explore")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'gmemu' has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(f"gmemu.{home}"), name)
     globals()[name] = value
     return value

@@ -1,10 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every interleaving of a small program: search, reduction, replay."""
+"""Every interleaving of a small program: search, reduction, replay.
+
+The package can be called: ``gmemu.explore(program)`` runs one's own threads in every order (`program.explore_program`).
+"""
 
 from __future__ import annotations
 
-from .search import Result, explore, replay
+import sys
+from types import ModuleType
+
+from .program import Program, explore_program
+from .runs import replay
+from .search import Options, Result, explore
 from .trace import Trace, record
 from .verdict import Kind, Outcome
 
-__all__ = ["Kind", "Outcome", "Result", "Trace", "explore", "record", "replay"]
+__all__ = ["Kind", "Options", "Outcome", "Program", "Result", "Trace", "explore", "explore_program", "record", "replay"]
+
+
+class _Callable(ModuleType):
+    __call__ = staticmethod(explore_program)
+
+
+sys.modules[__name__].__class__ = _Callable

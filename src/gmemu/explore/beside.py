@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..sync.explored import NotDeterministic, Step, Taken, Thread
-from .search import Turns, World
+from .runs import Turns, World
 
 __all__ = ["follow"]
 

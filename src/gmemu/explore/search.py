@@ -9,34 +9,19 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ..sync.explored import ExploredRuntime, NotDeterministic, Observer, Step, Taken, Thread
+from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Taken, Thread
 from .dependence import Analysis
 from .locks import lock_order
+from .minimise import attempt, confirm, minimise
+from .runs import DEPTH, World
+from .sampling import STRATEGIES, Sampler
 from .snapshot import Worlds
 from .verdict import Kind, Livelock, LockOrder, Outcome, Race, kind_of
 
-__all__ = ["Options", "Result", "Turns", "World", "explore", "replay"]
-
-
-_DEPTH = 1000
-
-
-class World(Protocol):
-    """A program to explore, freshly set up: its tasks are spawned on `runtime` but haven't run."""
-
-    runtime: ExploredRuntime
-
-    def check(self) -> None:
-        """After a run that ended: raise `AssertionError` if something that must hold doesn't."""
-
-    def state(self) -> object:
-        """What the run came to, to be compared between searches.  Must be hashable."""
-
-    def close(self) -> None:
-        """Let go of what the world took."""
+__all__ = ["Options", "Result", "explore"]
 
 
 class Options(NamedTuple):
@@ -44,9 +29,12 @@ class Options(NamedTuple):
 
     Bounds: `max_schedules`, `max_seconds`, `max_preemptions` (how often a task that could go on is made to wait), and
     `max_depth` (choices in a run; beyond it tasks take turns, and if that takes as long again nobody ever comes to an end).
-    `symmetry`: of tasks that are alike the first begins first.  `restore`: put the world back between runs where that can be
-    done, instead of setting it up again.  With `stop_at_violation` off violations are passed over; what they were is in the
-    result's `states`.
+    `symmetry`: of tasks that are alike the next begins when the one before has done something.  `restore`: put the world
+    back between runs where that can be done, instead of setting it up again.  With `stop_at_violation` off violations are
+    passed over; what they were is in the result's `states`.
+
+    `strategy` random, pct or pos draws schedules by `seed` instead of searching (see `sampling`); it needs a bound.
+    `minimise`: a violation is made simpler, first by searching with few preemptions, and replayed ten times.
     """
 
     reduce: bool = True
@@ -55,8 +43,11 @@ class Options(NamedTuple):
     max_schedules: int | None = None
     max_seconds: float | None = None
     max_preemptions: int | None = None
-    max_depth: int = _DEPTH
+    max_depth: int = DEPTH
     stop_at_violation: bool = True
+    strategy: str = "exhaustive"
+    seed: int = 0
+    minimise: bool = True
 
 
 class Result(NamedTuple):
@@ -64,7 +55,7 @@ class Result(NamedTuple):
 
     `schedules` were run, `steps` choices made in all; `bound` names what kept the search from being exhaustive.  For a
     violation: `kind`, `detail`, the `choices` (task numbers) that lead there and the `trace`.  `states` holds every state
-    reached at an end.
+    reached at an end.  `preemptions` are those of the simplest schedule that was found, -1 if none was looked for.
     """
 
     outcome: Outcome
@@ -77,6 +68,7 @@ class Result(NamedTuple):
     choices: tuple[int, ...] = ()
     trace: tuple[Taken, ...] = ()
     bound: str = ""
+    preemptions: int = -1
 
 
 class _Pruned(Exception):
@@ -113,8 +105,10 @@ class Search:
         """lock order -> the choices of a run that shows it"""
         self.beyond: list[int] = []
         """choices made in turns after the depth bound"""
+        self.sampler: Sampler | None = None
         self.runtime: ExploredRuntime
         self._at = 0
+        self._longest = 0
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -130,6 +124,10 @@ class Search:
         self.beyond = []
         known = self.path[:-1]
         self._at = len(known)
+        if self.sampler is not None:
+            self._longest = max(self._longest, len(self.choices))
+            self.path, self._at, known = [], 0, []
+            self.sampler.begin(len(runtime.names), self._longest)
         error: Exception | None = None
         ended = False
         try:
@@ -170,7 +168,7 @@ class Search:
         elif depth >= self.options.max_depth:
             return self._take_turns(able)
         else:
-            node = self._extend(able)
+            node = self._extend(able) if self.sampler is None else self._draw(self.sampler, able)
             path.append(node)
         node.position = len(self.runtime.who)
         del self.positions[depth:]
@@ -192,13 +190,20 @@ class Search:
                 if kind == "retry" or (kind == "resched" and self._yields(at) > 1):
                     enabled.pop(last.chosen, None)
             if self.options.symmetry:
-                groups: set[str] = set()
-                for thread in able:
-                    if thread.group and thread.step.kind == "begin":
-                        if thread.group in groups:
-                            enabled.pop(thread.number, None)
-                        groups.add(thread.group)
+                self._drop_likes(able, enabled)
         return enabled
+
+    def _drop_likes(self, able: list[Thread], enabled: dict[int, Step]) -> None:
+        """Of tasks that are alike the next begins when the one before has done something, or can't."""
+        fresh: set[str] = set()
+        for thread in able:
+            if not thread.group:
+                continue
+            begins = thread.step.kind == "begin"
+            if begins and thread.group in fresh:
+                enabled.pop(thread.number, None)
+            if begins or self.runtime.who.count(thread.number) == 1:
+                fresh.add(thread.group)
 
     def _yields(self, depth: int) -> int:
         """How often the task chosen at `depth` has yielded since it began to run."""
@@ -244,6 +249,12 @@ class Search:
             node.todo = [task for task in enabled if task != chosen]
         return node
 
+    def _draw(self, sampler: Sampler, able: list[Thread]) -> Node:
+        """A point of choice at which nothing else is to be tried."""
+        enabled = self._enabled(able)
+        allowed = [thread for thread in able if thread.number in enabled]
+        return Node(enabled, {}, allowed[sampler.pick(allowed)].number)
+
     def _is_preemption(self, depth: int, task: int) -> bool:
         """Whether choosing `task` at `depth` makes one wait that could have gone on."""
         before = self.path[depth - 1] if depth else None
@@ -266,13 +277,12 @@ class Search:
     def _learn(self) -> Exception | None:
         """A run ended: from its races follows what else must be tried.  Returns a data race, if there was one."""
         analysis, runtime, path = self.analysis, self.runtime, self.path
-        if path:
-            analysis.cut(min(path[-1].position, self._branch_position))
+        analysis.cut(0 if self.sampler is not None else self._branch_position)
         reversals = analysis.extend(runtime.who, runtime.what, runtime.waiting)
         for pair in analysis.new_order:
             self.order_at[pair] = self.choices
         analysis.new_order.clear()
-        if self.options.reduce:
+        if self.options.reduce and self.sampler is None:
             for reversal in reversals:
                 depth = bisect_left(self.positions, reversal.first)
                 if depth < len(path) and self.positions[depth] == reversal.first:
@@ -304,6 +314,8 @@ class Search:
     def backtrack(self) -> bool:
         """Go to the deepest point with something left to try.  False: nothing is left anywhere."""
         path, most = self.path, self.options.max_preemptions
+        if self.sampler is not None:
+            return True
         while path:
             node = path[-1]
             node.done.append(node.chosen)
@@ -323,16 +335,29 @@ class Search:
     _branch_position = 0
 
 
-def explore(build: Callable[[], World], options: Options | None = None, **more: object) -> Result:
+def explore(build: Callable[[], World], options: Options | None = None, **more: Any) -> Result:
     """Run the program that `build` sets up in every order that matters.
 
     Options may be given as such or by name.  A violation is an exception out of a task or of `World.check`, a `Deadlock`
     among them; a data race; and, once all else is done, locks taken in a circle.
     """
-    options = (options or Options())._replace(**more)  # type: ignore[arg-type]
+    options = (options or Options())._replace(**more)
+    start = time.monotonic()
+    result = _search(build, options)
+    if result.kind is None or not (options.minimise and options.stop_at_violation):
+        return result
+    return _simplest(build, options, result)._replace(seconds=time.monotonic() - start)
+
+
+def _search(build: Callable[[], World], options: Options) -> Result:
+    """One search, with what it found as it found it."""
     start = time.monotonic()
     worlds = Worlds(build, options.restore)
     search = Search(worlds, options)
+    if options.strategy != "exhaustive":
+        search.sampler = STRATEGIES[options.strategy](options.seed)
+        if options.max_schedules is None and options.max_seconds is None:
+            raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")
 
     def result(outcome: Outcome, error: Exception | None = None, choices: tuple[int, ...] | None = None) -> Result:
         counts = Result(
@@ -366,58 +391,30 @@ def explore(build: Callable[[], World], options: Options | None = None, **more: 
         worlds.close()
 
 
-class Turns:
-    """What is done where nobody says what: the task that ran goes on, but after it yielded another has its turn."""
-
-    def __init__(self, most: int = 2 * _DEPTH) -> None:
-        self._left = most
-        self._last = -1
-
-    def took(self, thread: Thread) -> None:
-        """This task was chosen otherwise."""
-        self._last = thread.number
-
-    def choose(self, able: list[Thread]) -> int:
-        """Which of the list goes on.  Raises `Livelock` when it has been asked too often."""
-        self._left -= 1
-        if self._left < 0:
-            raise Livelock("no task came to an end")
-        index = next((i for i, thread in enumerate(able) if thread.number == self._last), -1)
-        if index < 0 or able[index].step.kind in ("retry", "resched"):
-            index = next((i for i, thread in enumerate(able) if thread.number > self._last), 0)
-        self._last = able[index].number
-        return index
+_SEEN_BY_ALL_RUNS = frozenset({Kind.LOCK_ORDER, Kind.RACE})
+"""What a single run doesn't show by failing."""
 
 
-def replay(
-    build: Callable[[], World], choices: tuple[int, ...], observer: Observer | None = None
-) -> tuple[list[Taken], BaseException | None]:
-    """Run once along `choices` (task numbers).  Returns the trace, and the violation if there was one.
+def _simplest(build: Callable[[], World], options: Options, result: Result) -> Result:
+    """The violation with as few preemptions as a short search finds it with, made simpler still, and confirmed."""
+    if result.kind in _SEEN_BY_ALL_RUNS or result.kind is Kind.LIVELOCK:
+        return result
+    found = attempt(build, result.choices)
+    if found.kind is not result.kind:
+        return _not_deterministic(result, f"not deterministic: replayed, it ended with {found.kind or 'nothing'}")
+    most = found.preemptions
+    for preemptions in range(most):
+        few = options._replace(strategy="exhaustive", max_preemptions=preemptions, max_schedules=300, max_seconds=0.3)
+        simpler = _search(build, few)
+        if simpler.kind is result.kind:
+            found = attempt(build, simpler.choices)
+            break
+    best = minimise(build, found) if found.kind is result.kind else attempt(build, result.choices)
+    fault = confirm(build, best)
+    if fault:
+        return _not_deterministic(result, fault)
+    return result._replace(detail=best.detail, choices=best.choices, trace=best.trace, preemptions=best.preemptions)
 
-    Raises `NotDeterministic` where a choice can't be followed.
-    """
-    world = build()
-    left: Iterator[int] = iter(choices)
-    turns = Turns(max(0, 2 * _DEPTH - len(choices)))
 
-    def choose(able: list[Thread]) -> int:
-        wanted = next(left, None)
-        if wanted is None:
-            return turns.choose(able)
-        for i, thread in enumerate(able):
-            if thread.number == wanted:
-                turns.took(thread)
-                return i
-        raise NotDeterministic(f"task {wanted} was to run next, but only {[thread.number for thread in able]} can")
-
-    error: BaseException | None = None
-    try:
-        world.runtime.run(choose, observer)
-        world.check()
-    except NotDeterministic:
-        raise
-    except Exception as violation:
-        error = violation
-    finally:
-        world.close()
-    return world.runtime.trace, error
+def _not_deterministic(result: Result, fault: str) -> Result:
+    return result._replace(kind=Kind.NOT_DETERMINISTIC, detail=f"{fault} (it was found as {result.kind}: {result.detail})")

@@ -21,6 +21,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..rules.base import Rule
@@ -42,7 +43,7 @@ _FIXED = (
 )  # fmt: skip
 """What can't change, and leads nowhere that could."""
 
-_THROUGH = (tuple, frozenset, types.MethodType, staticmethod, classmethod)
+_THROUGH = (tuple, frozenset, partial, types.MethodType, staticmethod, classmethod)
 """What can't change, but leads on."""
 
 _HASHES = tuple({type(hashlib.new(name)) for name in ("sha256", "sha384", "sha3_256")})
@@ -157,6 +158,8 @@ def _plain(cls: type) -> bool:
 
 
 def _in_python(cls: type) -> bool:
+    if "__slots__" not in vars(cls) and any(isinstance(v, types.MemberDescriptorType) for v in vars(cls).values()):
+        return False  # members that C declares, in a module that has Python beside
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return cls.__module__ == "__main__" if file is None else file.endswith(".py")
 

@@ -46,8 +46,8 @@ from ..sync.explored import ExploredRuntime, Taken
 from ..sync.explored import Step as RawStep
 from ..syscalls.recorded import Call
 from .pages import Page, page_states
-from .search import World as Program
-from .search import replay
+from .runs import World as Program
+from .runs import replay
 from .verdict import Kind, kind_of
 
 __all__ = ["Frame", "Lock", "Page", "Step", "Trace", "Waiting", "World", "record"]
