@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from .hw.memory import PAGE_SHIFT
-from .invariants import InvariantViolation
+from .invariants import InvariantViolation, StaleTlb
 from .kvm.guest_memfd.inode import ATTRIBUTE_PENDING
 from .mm.swap import PAGEVEC_SIZE
 from .uapi.kvm import KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE
@@ -190,10 +190,8 @@ def _check_guest_mappings(vm: Vm) -> None:
     for vcpu in vm.vcpus:
         for gfn, entry in vcpu.cpu.tlb.entries.items():
             now = vm.arch.translation(gfn)
-            _require(
-                now is not None and now.pfn == entry.pfn and now.writable >= entry.writable,
-                f"{vcpu} still translates gfn {gfn:#x} to {entry}; the page table has {now}",
-            )
+            if now is None or now.pfn != entry.pfn or now.writable < entry.writable:
+                raise StaleTlb(f"{vcpu} still translates gfn {gfn:#x} to {entry}; the page table has {now}")
 
 
 def _kind(private: bool) -> str:

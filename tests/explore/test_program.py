@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 import gmemu
-from gmemu import BusError, ConversionRefused, VmType
+from gmemu import BusError, ConversionRefused, GuestCpu, VmType
 from gmemu.explore import Kind, Outcome, Program, explore_program
 from gmemu.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
 
@@ -63,11 +63,61 @@ def test_threads_that_are_alike_are_tried_in_one_order() -> None:
     assert alike.schedules < different.schedules
 
 
+def test_a_reference_that_nobody_drops_is_a_leak() -> None:
+    def leaky(program: Program) -> None:
+        vmm(program)
+        program.allow("touch", BusError)
+        program.allow("convert", ConversionRefused)
+        program.thread("leak", lambda: program.host.memmap.alloc(1) and None)
+
+    result = explore_program(leaky)
+    assert (result.kind, "after everything was closed" in result.detail) == (Kind.LEAK, True)
+
+
+def test_a_reference_to_a_page_that_is_gone_is_a_use_after_free() -> None:
+    def program(p: Program) -> None:
+        memmap = p.host.memmap
+        [(pfn, _)] = memmap.alloc(1)
+        p.thread("free", lambda: memmap.put(pfn))
+
+        def use() -> None:
+            memmap.get(pfn)
+            memmap.put(pfn)
+
+        p.thread("use", use)
+
+    result = explore_program(program)
+    assert (result.kind, "reference taken to a page that was freed" in result.detail) == (Kind.USE_AFTER_FREE, True)
+
+
+def test_a_guest_that_reaches_a_freed_page_by_an_old_translation() -> None:
+    """The page is punched out of the file; this host's KVM forgets to tell the processor."""
+
+    def program(p: Program) -> None:
+        vm = p.kvm.create_vm(VmType.SW_PROTECTED)
+        gmem = vm.create_guest_memfd(4096, SHARED)
+        memory = gmem.mmap()
+        vm.set_user_memory_region2(0, 0, 4096, gmem=gmem, userspace_addr=memory.address)
+        vcpu = vm.create_vcpu()
+        kernel = p.host.vms[0]
+        kernel.flush_remote_tlbs = lambda: None  # type: ignore[method-assign]
+
+        def guest(cpu: GuestCpu) -> None:
+            cpu.load(0, 1)
+            cpu.load(0, 1)
+
+        p.thread("vcpu", lambda: vcpu.run(guest).reason.name)
+        p.thread("punch", lambda: gmem.punch_hole(0, 4096))
+
+    result = explore_program(program)
+    assert result.kind is Kind.STALE_TLB
+
+
 def test_the_marker(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
         import pytest
-        from gmemu import BusError, ConversionRefused, VmType
+        from gmemu import BusError, ConversionRefused, GuestCpu, VmType
         from gmemu.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
 
         def set_up(program):

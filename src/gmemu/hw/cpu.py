@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ..invariants import StaleTlb
 from ..sync import Runtime, Task
 from ..uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_GUEST_FINAL_MASK, PFERR_PRESENT_MASK, PFERR_WRITE_MASK
 from .memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
@@ -343,6 +344,8 @@ class Cpu:
         self.rt, self.memory, self.walk, self.protection = rt, memory, walk, protection
         self.encrypted_default = encrypted_default
         self.tlb = Tlb()
+        self.is_free: Callable[[int], bool] | None = None
+        """Asked of a page frame that is about to be touched: whether nobody has it, so that the translation is stale"""
         self.task: Task = rt.current
         self._guest: greenlet | None = None
 
@@ -467,6 +470,8 @@ class Cpu:
             hit = self.tlb.entries.get(gfn)
             if hit is not None and hit.pfn == pfn:
                 break  # else it was flushed meanwhile, which waits for an access that is under way: look again
+        if self.is_free is not None and self.is_free(pfn):
+            raise StaleTlb(f"gfn {gfn:#x} was reached at pfn {pfn:#x}, which was freed, by a translation from before")
         address, key = (pfn << PAGE_SHIFT) + offset, self.protection.key(encrypted)
         if access.write:
             self.memory.write(address, access.data, key)

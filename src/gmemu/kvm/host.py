@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakSet
 
 from ..hw.memory import PhysicalMemory
-from ..invariants import InvariantViolation
+from ..invariants import Leak
 from ..mm.address_space import AddressSpace
 from ..mm.filemap import PageCache
 from ..mm.memory_failure import memory_failure
@@ -204,9 +204,9 @@ class Host:
         left = [run for run in left if not self.memmap.leaked.covers(run[0], run[1], True)]
         if left:
             start, end, refs = left[0]
-            raise InvariantViolation(f"pfn {start:#x}-{end:#x} still has {refs} references after everything was closed")
+            raise Leak(f"pfn {start:#x}-{end:#x} still has {refs} references after everything was closed")
         if self.vms:
-            raise InvariantViolation(f"{self.vms[0]} was never destroyed")
+            raise Leak(f"{self.vms[0]} was never destroyed")
         if self._tdx is not None:
             self._tdx.check_quiet()
         if self._rmm is not None:

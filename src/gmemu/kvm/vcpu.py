@@ -97,6 +97,7 @@ class Vcpu:
         self.guest_debug_dr7 = 0
         self.clock = Clock(vm)
         self.cpu = vm.arch.create_cpu(self)
+        self.cpu.is_free = vm.host.memmap.is_free
         self.machine = self.cpu if isinstance(self.cpu, MachineCpu) else None
         if self.machine is not None:
             self.machine.read_tsc = self.clock.guest_tsc

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet, WeakValueDictionary
 
 from ..hw.memory import PAGE_SHIFT, PhysicalMemory
-from ..invariants import InvariantViolation
+from ..invariants import InvariantViolation, UseAfterFree
 from ..rangemap import RangeMap
 from ..rules import mm as rules
 from ..sync import Lock, Runtime
@@ -96,6 +96,8 @@ class Memmap:
     def get(self, pfn: int, count: int = 1, by: int = 1) -> None:
         """folio_get() on `count` pages, which the caller knows to be in use."""
         self.rt.writes_each(("refcount",), pfn, pfn + count)
+        if any(not refs for _, _, refs in self.refs.spans(pfn, pfn + count)):
+            raise UseAfterFree(f"pfn {pfn:#x}: reference taken to a page that was freed")
         self._add(self.refs, pfn, count, by)
 
     def try_get(self, pfn: int, count: int = 1, by: int = 1) -> bool:
@@ -112,7 +114,7 @@ class Memmap:
         for start, end, refs in self.refs.spans(pfn, pfn + count):
             left = (refs or 0) - by
             if left < 0:
-                raise InvariantViolation(f"pfn {start:#x}: reference dropped that nobody held")
+                raise UseAfterFree(f"pfn {start:#x}: reference dropped that nobody held")
             self.refs.set(start, end, left or None)
             if not left:
                 self._free_pages(start, end - start)
@@ -139,6 +141,10 @@ class Memmap:
                 raise InvariantViolation(f"pfn {start:#x}: unmapped although no page table maps it")
             self.maps.set(start, end, maps - 1 or None)
         self.put(pfn, count)
+
+    def is_free(self, pfn: int) -> bool:
+        """Whether nobody has a reference to the page."""
+        return not self.refs[pfn]
 
     def refcount(self, pfn: int) -> int:
         """folio_ref_count()."""
