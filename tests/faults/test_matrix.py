@@ -33,9 +33,7 @@ from gmemu.vmm import Poisoned
 from .machines import GFN, GPA, HLT, PAGE, PAGES, SEPT_VE_DISABLE, Machine, PkvmMachine, RealmMachine, SnpMachine, TdxMachine
 
 ROWS = 46
-UNREACHABLE = {
-    21: "SNP AP creation isn't emulated: a scripted guest's APs start when they are run, so no guest chooses a VMSA page",
-}
+UNREACHABLE: dict[int, str] = {}
 """Rows that can't be had."""
 
 
@@ -402,6 +400,30 @@ def test_20_access_before_pvalidate() -> None:
         exit_ = m.run(lambda cpu: cpu.store(GPA, b"x"))
         assert exit_.reason is ExitReason.SYSTEM_EVENT
         assert exit_.system_event.type == SystemEvent.SEV_TERM
+
+
+def test_21_the_vmsa_page_vanishes() -> None:
+    """A processor whose VMSA was punched out can't run until the guest gives it another."""
+    with SnpMachine(vcpus=2) as m:
+        m.convert(0, 4)
+        m.finish()
+        ran: list[int] = []
+
+        def boot(cpu: GuestCpu) -> None:
+            for page in (1, 2):
+                cpu.accept(GPA + page * PAGE, PAGE)
+                assert cpu.rmpadjust(GPA + page * PAGE, vmpl=1, mask=0, vmsa=True) == 0
+                assert cpu.ap_create(1, GPA + page * PAGE) == 0
+                cpu.halt()
+
+        assert m.run(boot).reason is HLT
+        ap = m.vcpus[1]
+        assert ap.run(lambda cpu: ran.append(1)).reason is HLT
+        m.block.gmem.punch_hole(PAGE, PAGE)
+        assert ap.run(lambda cpu: ran.append(2)).reason is ExitReason.FAIL_ENTRY
+        assert m.vcpu.run().reason is HLT  # the next VMSA
+        assert ap.run(lambda cpu: ran.append(3)).reason is HLT
+        assert ran == [1, 3]
 
 
 # TDX

@@ -100,12 +100,13 @@ class GhcbMsr(NamedTuple):
 
 
 class Vmgexit(NamedTuple):
-    """VMGEXIT with a GHCB: exit code, two information words, and the shared buffer (as the guest's view of it)."""
+    """VMGEXIT with a GHCB: exit code, two information words, the shared buffer (as the guest's view of it), and RAX."""
 
     code: int
     info1: int
     info2: int
     buffer: bytearray
+    rax: int = 0
 
 
 class PortIo(NamedTuple):
@@ -370,7 +371,14 @@ class Cpu:
                 return self.fatal_exit(exception)
             return Hlt()
 
-        self._guest = greenlet(body)
+        self._guest, self._body = greenlet(body), body
+
+    def restart_guest(self) -> None:
+        """The processor is reset: what it runs begins anew."""
+        from greenlet import greenlet
+
+        if self._guest is not None:
+            self._guest = greenlet(self._body)
 
     def close(self) -> None:
         """The processor is taken away."""

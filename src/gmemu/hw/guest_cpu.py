@@ -12,6 +12,10 @@ from typing import Never
 from ..uapi.ghcb import (
     GHCB_MSR_PSC_RESP,
     SEV_TERM_SET_LINUX,
+    SVM_VMGEXIT_AP_CREATE,
+    SVM_VMGEXIT_AP_CREATE_ON_INIT,
+    SVM_VMGEXIT_AP_CREATION,
+    SVM_VMGEXIT_AP_DESTROY,
     SVM_VMGEXIT_PSC,
     LinuxTermReason,
     PscOp,
@@ -23,6 +27,7 @@ from ..uapi.ghcb import (
     psc_hdr,
 )
 from ..uapi.kvm import KVM_HC_MAP_GPA_RANGE, KVM_MAP_GPA_RANGE_ENCRYPTED
+from ..uapi.sev import SVM_SEV_FEAT_SNP_ACTIVE
 from .cpu import Cpu, GhcbMsr, Hlt, PortIo, Shutdown, Vmgexit, Vmmcall
 from .memory import PAGE_SHIFT, PAGE_SIZE
 
@@ -105,9 +110,22 @@ class GuestCpu:
         buffer = bytearray(header.pack() + b"".join(entry.pack() for entry in entries))
         return self.vmgexit(SVM_VMGEXIT_PSC, 0, 0, buffer)
 
-    def vmgexit(self, code: int, info1: int, info2: int, buffer: bytearray | None = None) -> int:
+    def ap_create(self, apic_id: int, vmsa: int, *, on_init: bool = False, features: int = SVM_SEV_FEAT_SNP_ACTIVE) -> int:
+        """Have the processor `apic_id` start with the VMSA at gpa `vmsa`, a private page that RMPADJUST made one.
+
+        `features` is the VMSA's SEV_FEATURES.  0, or a GHCB_ERR_*.  `on_init`: once it gets an INIT.
+        """
+        request = SVM_VMGEXIT_AP_CREATE_ON_INIT if on_init else SVM_VMGEXIT_AP_CREATE
+        return self.vmgexit(SVM_VMGEXIT_AP_CREATION, apic_id << 32 | request, vmsa, rax=features)
+
+    def ap_destroy(self, apic_id: int) -> int:
+        """Stop the processor `apic_id`.  0, or a GHCB_ERR_*."""
+        return self.vmgexit(SVM_VMGEXIT_AP_CREATION, apic_id << 32 | SVM_VMGEXIT_AP_DESTROY, 0)
+
+    def vmgexit(self, code: int, info1: int, info2: int, buffer: bytearray | None = None, *, rax: int = 0) -> int:
         """VMGEXIT with a GHCB: SW_EXITINFO2 of the answer.  `buffer` is the shared buffer, changed in place."""
-        result = self._cpu.leave(Vmgexit(code, info1, info2, buffer if buffer is not None else bytearray(PAGE_SIZE)))
+        shared = buffer if buffer is not None else bytearray(PAGE_SIZE)
+        result = self._cpu.leave(Vmgexit(code, info1, info2, shared, rax))
         assert isinstance(result, int)
         return result
 

@@ -82,6 +82,8 @@ def _enter_guest(vcpu: Vcpu) -> int:
     """
     exit_, vcpu.pending_exit = vcpu.pending_exit, None
     if exit_ is None:
+        if vcpu.vm.arch.before_entry(vcpu) <= 0:
+            return 0
         if not vcpu.cpu.has_guest:
             return _no_guest(vcpu)
         inject(vcpu)

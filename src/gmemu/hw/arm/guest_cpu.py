@@ -65,5 +65,5 @@ class ArmGuestCpu(GuestCpu):
     def ghcb_msr(self, value: int) -> int:
         raise UndefinedOpcode("VMGEXIT")
 
-    def vmgexit(self, code: int, info1: int, info2: int, buffer: bytearray | None = None) -> int:
+    def vmgexit(self, code: int, info1: int, info2: int, buffer: bytearray | None = None, *, rax: int = 0) -> int:
         raise UndefinedOpcode("VMGEXIT")

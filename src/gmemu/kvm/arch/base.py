@@ -180,6 +180,10 @@ class VmArch:
         """May refuse to run (raise), or report an exit (0); 1 to go on."""
         return 1
 
+    def before_entry(self, vcpu: Vcpu) -> int:
+        """vcpu_enter_guest(), before the guest is entered: requests to the vCPU.  0 to go to user space, else 1."""
+        return 1
+
     def handle_exit(self, vcpu: Vcpu, exit_: Exit) -> int | None:
         """An exit that only this VM type has: 1 to resume, 0 to go to user space, None if it isn't one of ours."""
         return None

@@ -18,6 +18,7 @@ from ...uapi.sev import SVM_SEV_FEAT_SECURE_TSC, SVM_SEV_FEAT_SNP_ACTIVE, PspSta
 from .base import VmArch
 from .content import encrypted_content_modes
 from .sev_refusals import refused_command
+from .snp_ap import GuestVmsa, handle_requests, invalidate_range, may_enter
 from .snp_ghcb import handle_ghcb_msr, handle_vmgexit
 from .snp_launch import launch_finish, launch_start, launch_update
 
@@ -52,6 +53,8 @@ class SnpVm(VmArch):
         self.fd = 0
         self.snp_context: int | None = None
         self.vmsa_pfns: dict[Vcpu, int] = {}
+        """KVM's own VMSA of each vCPU: its first one, until the guest gives it another."""
+        self.vmsas: dict[Vcpu, GuestVmsa] = {}
         self.ghcb_gfns: dict[Vcpu, int] = {}
         """Where each guest processor registered its GHCB."""
 
@@ -62,6 +65,7 @@ class SnpVm(VmArch):
         [(pfn, _)] = self.vm.host.memmap.alloc(1)
         self.vm.host.memory.clear(pfn, 1)
         self.vmsa_pfns[vcpu] = pfn
+        self.vmsas[vcpu] = GuestVmsa(vcpu)
 
     def vm_destroy(self) -> None:
         """sev_free_vcpu(), sev_vm_destroy(): VMSAs go back, then the context, then the ASID.  What can't be had back is
@@ -194,16 +198,22 @@ class SnpVm(VmArch):
         return True
 
     def pre_run(self, vcpu: Vcpu) -> int:
-        """A VM that wasn't initialised is refused; VMRUN of a VMSA that isn't the guest's fails in hardware, unless a signal
-        keeps KVM from trying."""
+        """sev_vcpu_pre_run(): a VM that wasn't initialised is refused."""
         if not self.active:
             raise rules.RUN_NOT_INITIALIZED()
-        runnable = vcpu.guest_state_protected and self.pre_fault_allowed
-        if not runnable and not self.vm.rt.current.pending_signals:
-            details = kvm_exit_fail_entry(hardware_entry_failure_reason=SVM_EXIT_ERR)
-            vcpu.set_exit(ExitReason.FAIL_ENTRY, details)
-            return 0
         return 1
+
+    def before_entry(self, vcpu: Vcpu) -> int:
+        if handle_requests(self, vcpu) <= 0:
+            return 0
+        if may_enter(self, vcpu):
+            return 1
+        details = kvm_exit_fail_entry(hardware_entry_failure_reason=SVM_EXIT_ERR)
+        vcpu.set_exit(ExitReason.FAIL_ENTRY, details)
+        return 0
+
+    def invalidate_range(self, start: int, end: int) -> None:
+        invalidate_range(self, start, end)
 
     def handle_exit(self, vcpu: Vcpu, exit_: Exit) -> int | None:
         """sev_handle_vmgexit()."""

@@ -61,6 +61,7 @@ from ...uapi.kvm import (
     kvm_exit_system_event,
 )
 from ..run import map_gpa_range_exit
+from .snp_ap import ap_creation
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
@@ -77,7 +78,7 @@ _NOT_EMULATED = frozenset(
     (
         *(0x27, 0x37, 0x6E, 0x6F, 0x72, 0x76, 0x7B, 0x7C, 0x81, 0x87, 0x89, 0x8A, 0x8B),  # instructions: SVM_EXIT_*
         *range(SVM_VMGEXIT_MMIO_READ, SVM_VMGEXIT_AP_JUMP_TABLE + 1),
-        *range(SVM_VMGEXIT_GUEST_REQUEST, SVM_VMGEXIT_AP_CREATION + 1),
+        *range(SVM_VMGEXIT_GUEST_REQUEST, SVM_VMGEXIT_AP_CREATION),
     )
 )
 """What KVM handles and this doesn't: a scripted guest has methods for most of it."""
@@ -118,6 +119,9 @@ def handle_vmgexit(sev: SnpVm, vcpu: Vcpu, exit_: Vmgexit) -> int:
     """
     if exit_.code == SVM_VMGEXIT_PSC:
         return _PageStateChange(sev, vcpu, exit_.buffer).begin()
+    if exit_.code == SVM_VMGEXIT_AP_CREATION:
+        vcpu.completion = ap_creation(sev, exit_)
+        return 1
     if exit_.code == SVM_VMGEXIT_TERM_REQUEST:
         vcpu.completion = 0
         return _system_event(vcpu, sev.ghcb_gfns.get(vcpu, 0) << PAGE_SHIFT)
