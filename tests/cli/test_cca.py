@@ -9,6 +9,7 @@ import pytest
 
 from gmemu.launch.cca import CcaImage, compute_rim, plan_cca
 from gmemu.launch.cca_synth import make_kernel
+from gmemu.launch.pagelog import CcaPageType, read_log
 
 from .conftest import Gmemu
 
@@ -73,3 +74,23 @@ def test_what_cant_be_launched(gmemu: Gmemu, more: tuple[str, ...], why: str) ->
 def test_measure_nothing(gmemu: Gmemu) -> None:
     done = gmemu("measure", "cca")
     assert (done.code, "nothing to measure" in done.err) == (2, True)
+
+
+def test_logs_tell_where_two_realms_part(gmemu: Gmemu, words: tuple[str | Path, ...], tmp_path: Path) -> None:
+    a, b, old = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "old.jsonl"
+    assert gmemu("measure", "cca", *words, "--log", a).code == 0
+    log = read_log(a)
+    assert [page.page_type for page in log.pages] == [CcaPageType.MEASURED] * 4
+    assert log.header["platform"] == "cca"
+    assert gmemu("measure", "diff", a, a).code == 0
+    other = tmp_path / "other.dtb"
+    other.write_bytes(b"TREE")
+    assert gmemu("launch", "cca", *words[:3], other, "--log", b).code == 0
+    done = gmemu("measure", "diff", a, b)
+    assert done.code == 1
+    assert "page 3" in done.out
+    assert gmemu("measure", "cca", *words, "--rmm", "1.0", "--log", old).code == 0
+    assert "page 0" in gmemu("measure", "diff", a, old).out
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text(a.read_text().replace(log.pages[0].digest, "0" * 96))
+    assert "64 hexadecimal digits" in gmemu("measure", "diff", a, damaged).err

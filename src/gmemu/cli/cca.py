@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .guest import profile_named
+from .guest import open_log, profile_named
 from .outcome import Outcome
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def measure(args: Namespace) -> Outcome:
         raise LaunchError("there is nothing to measure; give --firmware or --kernel")
     profile = profile_named(args.profile)
     plan = plan_cca(_image(args)[0], args.vcpus, args.ipa_bits)
-    with Progress("measuring") as progress:
-        rim = measure_cca(plan, version=_VERSIONS[args.rmm], progress=progress, profile=profile).hex()
+    with open_log(args.log, plan, "cca") as log, Progress("measuring") as progress:
+        rim = measure_cca(plan, version=_VERSIONS[args.rmm], log=log, progress=progress, profile=profile).hex()
     data = {"measurement": rim, **_about(plan, profile), "rmm": args.rmm} if args.json else {}
     remarks = plan.notes
     if is_terminal(sys.stderr):
@@ -54,8 +54,9 @@ def launch(args: Namespace) -> Outcome:
     plan = plan_cca(image, args.vcpus, args.ipa_bits)
     with (
         Kvm.open(profile, seed=args.seed, platform="arm") as kvm,
+        open_log(args.log, plan, "cca") as log,
         Progress("launching") as progress,
-        CcaLaunch(kvm, plan, flow=args.flow, progress=progress) as started,
+        CcaLaunch(kvm, plan, flow=args.flow, log=log, progress=progress) as started,
     ):
         rim = started.run().hex()
         launched = started.pages_by_state()

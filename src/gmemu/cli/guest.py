@@ -16,6 +16,7 @@ from .outcome import UsageError
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from ..launch.cca import CcaPlan
     from ..launch.tdx import TdxPlan
     from ..profiles import Profile
 
@@ -65,7 +66,9 @@ def profile_named(name: str | None) -> Profile:
 
 
 @contextmanager
-def open_log(path: str | None, plan: LaunchPlan | TdxPlan, platform: str = "sev-snp") -> Iterator[LogWriter | None]:
+def open_log(
+    path: str | None, plan: LaunchPlan | TdxPlan | CcaPlan, platform: str = "sev-snp"
+) -> Iterator[LogWriter | None]:
     """The page log that --log asks for.  Raises `UsageError` if it can't be written."""
     if path is None:
         yield None

@@ -176,6 +176,7 @@ def _add_realm(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtb", metavar="D", help="its device tree")
     parser.add_argument("--vcpus", metavar="N", type=number, default=1, help="how many vCPUs (default: 1)")
     parser.add_argument("--ipa-bits", metavar="N", type=number, default=40, help="bits of a guest address (default: 40)")
+    parser.add_argument("--log", metavar="L.jsonl", help="write what was measured, page by page, as JSON Lines")
     add_profile(parser, "the kernel to emulate (default: inplace-v13)")
 
 

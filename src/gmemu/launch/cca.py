@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..api.arm64 import set_reg
@@ -18,7 +19,7 @@ from ..api.kvm import Kvm
 from ..api.vcpu import Vcpu
 from ..api.vm import Vm
 from ..hw.rmm.core import RmmInfo
-from ..hw.rmm.measurement import Rim
+from ..hw.rmm.measurement import Rim, RimRow
 from ..hw.rmm.rtt import LAST_LEVEL, entry_pages, start_level
 from ..profiles import Profile
 from ..uapi.kvm import VmType
@@ -28,6 +29,7 @@ from ..vmm import Backoff, Vmm, VmmError
 from ..vmm.populate import populate_cca
 from .errors import LaunchError
 from .ovmf import PAGE_SIZE
+from .pagelog import CcaPageType, LogWriter
 from .plan import MAX_VCPUS, MemoryRegion
 from .readfile import Contents
 from .snp import FLOWS, Call
@@ -59,6 +61,14 @@ class CcaImage(NamedTuple):
     kernel: Contents | None = None
     initrd: Contents | None = None
     dtb: Contents | None = None
+
+
+class MainImage(NamedTuple):
+    """What a launch is named after: the firmware or the kernel."""
+
+    name: str
+    size: int
+    data: Contents
 
 
 class CcaStep(NamedTuple):
@@ -95,6 +105,13 @@ class CcaPlan(NamedTuple):
     def pages(self) -> int:
         """How many pages are populated."""
         return sum(step.pages for step in self.steps)
+
+    @property
+    def firmware(self) -> MainImage:
+        """The firmware, or the kernel."""
+        main = self.image.firmware if self.image.firmware is not None else self.image.kernel
+        assert main is not None
+        return MainImage(self.image.name, len(main), main)
 
     @property
     def parameters(self) -> dict[str, str | int]:
@@ -162,7 +179,9 @@ def _kernel(image: CcaImage) -> tuple[list[CcaStep], int, int]:
 # Without a host
 
 
-def compute_rim(plan: CcaPlan, *, version: tuple[int, int] = (2, 0), info: RmmInfo | None = None) -> bytes:
+def compute_rim(
+    plan: CcaPlan, *, version: tuple[int, int] = (2, 0), info: RmmInfo | None = None, log: LogWriter | None = None
+) -> bytes:
     """The RIM of `plan` without a host (simulated), by the rules of an RMM of `version`.
 
     By those of 1.0 what becomes RAM is measured first, entry by entry of the tables, as its host does it.
@@ -173,7 +192,13 @@ def compute_rim(plan: CcaPlan, *, version: tuple[int, int] = (2, 0), info: RmmIn
     for region in plan.regions:
         for base, top in ripas_entries(region.gpa, region.gpa + region.size, start_level(plan.ipa_bits)):
             rim.ripas(base, top)
-    for step in plan.steps:
+    for index, step in enumerate(plan.steps):
+        if log is not None:
+            for at in range(0, step.size, PAGE_SIZE):
+                page = bytes(step.contents[at : at + PAGE_SIZE]).ljust(PAGE_SIZE, b"\0")
+                rim.data(step.gpa + at, page, measure=True)
+                _write_rows(log, index, step.name, [rim.row(step.gpa + at, page)])
+            continue
         whole = len(step.contents) // PAGE_SIZE * PAGE_SIZE
         with memoryview(step.contents) as view, view[:whole] as pages:
             rim.data(step.gpa, pages, measure=True)
@@ -181,6 +206,12 @@ def compute_rim(plan: CcaPlan, *, version: tuple[int, int] = (2, 0), info: RmmIn
             rim.data(step.gpa + whole, bytes(step.contents[whole:]).ljust(PAGE_SIZE, b"\0"), measure=True)
     rim.rec(rmi_rec_params(flags=RecFlags.RUNNABLE, pc=plan.pc, gprs=(plan.x0, *(0,) * 7)))
     return rim.value
+
+
+def _write_rows(log: LogWriter, index: int, name: str, rows: list[RimRow]) -> None:
+    """Pages that entered the RIM in step `index`."""
+    for ipa, contents, rim in rows:
+        log.page(index, name, ipa, CcaPageType.MEASURED, (contents or bytes(32)).hex(), rim.hex())
 
 
 def ripas_entries(base: int, top: int, level: int) -> Iterator[tuple[int, int]]:
@@ -204,7 +235,15 @@ class CcaLaunch:
     `calls` tells what was done, in order.  `measurement` is the RIM, which is simulated.
     """
 
-    def __init__(self, kvm: Kvm, plan: CcaPlan, *, flow: str | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        kvm: Kvm,
+        plan: CcaPlan,
+        *,
+        flow: str | None = None,
+        log: LogWriter | None = None,
+        progress: Progress | None = None,
+    ) -> None:
         self.kvm, self.plan = kvm, plan
         self.profile: Profile = kvm.host.profile
         self.flow = flow or "copy"
@@ -218,7 +257,7 @@ class CcaLaunch:
             raise LaunchError(f"the emulated machine is of platform {kvm.host.platform}, and a realm takes arm")
         self.platform = kvm.host.rmm
         self.calls: list[Call] = []
-        self._progress, self._done = progress, 0
+        self._log, self._progress, self._done = log, progress, 0
         self.vcpus: list[Vcpu] = []
         self.vm: Vm
         self.vmm: Vmm
@@ -228,7 +267,10 @@ class CcaLaunch:
         """Everything up to where the realm is active.  Returns the RIM (simulated)."""
         self.create_vm()
         self.create_memory()
-        for step in self.plan.steps:
+        for index, step in enumerate(self.plan.steps):
+            if self._log is not None:
+                write = partial(_write_rows, self._log, index, step.name)
+                self.platform.rmm.log = lambda rd, rows, write=write: write(rows)
             self.populate(step)
         self.activate()
         return self.measurement
@@ -313,6 +355,7 @@ def measure_cca(
     plan: CcaPlan,
     *,
     version: tuple[int, int] = (2, 0),
+    log: LogWriter | None = None,
     progress: Progress | None = None,
     profile: str | Profile | None = None,
 ) -> bytes:
@@ -320,6 +363,6 @@ def measure_cca(
     from ..profiles import DEFAULT
 
     if version < (2, 0):
-        return compute_rim(plan, version=version)
-    with Kvm.open(profile or DEFAULT, platform="arm") as kvm, CcaLaunch(kvm, plan, progress=progress) as launch:
+        return compute_rim(plan, version=version, log=log)
+    with Kvm.open(profile or DEFAULT, platform="arm") as kvm, CcaLaunch(kvm, plan, log=log, progress=progress) as launch:
         return launch.run()

@@ -6,7 +6,8 @@ one page in the order in which it was measured: the step (index in the plan, nam
 that entered the digest, and the digest after it, both SHA-384 in hex.  The digest of the last line is the measurement.
 
 For a TD, contents are SHA-384 of a page that was extended (zeroes for one that was only added), and the digest is MRTD as
-it would be if it were finished there.
+it would be if it were finished there.  For a realm both are SHA-256, and the digest is the RIM after the page; its first
+vCPU, which comes after all pages, isn't in the log.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from .plan import LaunchPlan
 from .vcpu_state import VMSA_GPA
 
 if TYPE_CHECKING:
+    from .cca import CcaPlan
     from .tdx import TdxPlan
 
 __all__ = [
+    "CcaPageType",
     "Difference",
     "LogWriter",
     "PageLog",
@@ -51,13 +54,21 @@ class TdxPageType(Enum):
     """TDH.MR.EXTEND of all of it, too."""
 
 
-PageType = SnpPageType | TdxPageType
-_TYPES: dict[str, PageType] = {t.name.lower(): t for t in (*SnpPageType, *TdxPageType)}
+class CcaPageType(Enum):
+    """How a page entered a RIM."""
+
+    MEASURED = 1
+    """With its contents."""
+
+
+PageType = SnpPageType | TdxPageType | CcaPageType
+_TYPES: dict[str, PageType] = {t.name.lower(): t for t in (*SnpPageType, *TdxPageType, *CcaPageType)}
 _NAMES = {t: name for name, t in _TYPES.items()}
 
 
 class PageRecord(NamedTuple):
-    """One measured page.  `gpa` in bytes; `contents` and `digest` (the one after this page) are 96 hex digits."""
+    """One measured page.  `gpa` in bytes; `contents` and `digest` (the one after this page) are 96 hex digits, or 64 of a
+    realm's."""
 
     step: int
     name: str
@@ -76,11 +87,11 @@ class PageLog(NamedTuple):
 
     @property
     def measurement(self) -> str:
-        """The digest after the last page, 96 hex digits; zeroes if there is none."""
-        return self.pages[-1].digest if self.pages else "0" * 96
+        """The digest after the last page; zeroes if there is none."""
+        return self.pages[-1].digest if self.pages else "0" * _digits(self.header)
 
 
-def log_header(plan: LaunchPlan | TdxPlan, platform: str = "sev-snp") -> dict[str, Any]:
+def log_header(plan: LaunchPlan | TdxPlan | CcaPlan, platform: str = "sev-snp") -> dict[str, Any]:
     """The header of the log of a launch by `plan`.  Hashes the firmware."""
     from hashlib import sha256
 
@@ -135,7 +146,8 @@ def read_log(path: str | os.PathLike[str]) -> PageLog:
         with open(path, "rb", buffering=1 << 20) as file:
             lines = enumerate(file, 1)
             header = _read_header(name, lines)
-            return PageLog(name, header, [_read_record(name, number, line) for number, line in lines])
+            digits = _digits(header)
+            return PageLog(name, header, [_read_record(name, number, line, digits) for number, line in lines])
     except LaunchError:
         raise
     except (OSError, ValueError) as error:
@@ -155,7 +167,12 @@ def _read_header(name: str, lines: Iterator[tuple[int, bytes]]) -> dict[str, Any
     return header
 
 
-def _read_record(name: str, number: int, line: bytes) -> PageRecord:
+def _digits(header: dict[str, Any]) -> int:
+    """How many hexadecimal digits a digest has: SHA-256 of a realm, SHA-384 elsewhere."""
+    return 64 if header.get("platform") == "cca" else 96
+
+
+def _read_record(name: str, number: int, line: bytes, digits: int) -> PageRecord:
     fields = _object(name, number, line)
     try:
         step, step_name, gpa = fields["step"], fields["name"], int(fields["gpa"], 16)
@@ -167,8 +184,8 @@ def _read_record(name: str, number: int, line: bytes) -> PageRecord:
     if type(step) is not int or not isinstance(step_name, str) or gpa < 0:
         _bad(name, number, "a page's step, name or gpa isn't of the right kind")
     for value in contents, digest:
-        if not isinstance(value, str) or len(value) != 96 or not _HEX_DIGITS.issuperset(value):
-            _bad(name, number, "a page's contents and digest must be 96 hexadecimal digits each")
+        if not isinstance(value, str) or len(value) != digits or not _HEX_DIGITS.issuperset(value):
+            _bad(name, number, f"a page's contents and digest must be {digits} hexadecimal digits each")
     return PageRecord(step, step_name, gpa, kind, contents, digest)
 
 
