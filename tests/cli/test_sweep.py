@@ -67,6 +67,7 @@ def test_sweep_finds_something(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("snp", "psp LAUNCH_UPDATE -> RESOURCE_LIMIT", "RESOURCE_LIMIT"),
         ("tdx", "seamcall MEM_PAGE_ADD nth=2 -> EPT_WALK_FAILED", "EPT_WALK_FAILED"),
+        ("cca", "rmi RTT_DATA_MAP_INIT nth=3 -> 0x304", "ERROR_RTT, index 3"),
     ],
 )
 def test_launch_with_a_failure(platform: str, order: str, why: str, capsys: pytest.CaptureFixture[str]) -> None:

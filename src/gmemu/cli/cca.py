@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .guest import open_log, profile_named
 from .outcome import Outcome
+from .sweep import faults_of, unmet
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -52,8 +53,9 @@ def launch(args: Namespace) -> Outcome:
     profile = profile_named(args.profile)
     image, origin = _image(args)
     plan = plan_cca(image, args.vcpus, args.ipa_bits)
+    faults = faults_of(args)
     with (
-        Kvm.open(profile, seed=args.seed, platform="arm") as kvm,
+        Kvm.open(profile, seed=args.seed, platform="arm", faults=faults) as kvm,
         open_log(args.log, plan, "cca") as log,
         Progress("launching") as progress,
         CcaLaunch(kvm, plan, flow=args.flow, log=log, progress=progress) as started,
@@ -87,7 +89,7 @@ def launch(args: Namespace) -> Outcome:
         ]
         return "".join(parts)
 
-    return Outcome(data, text)
+    return Outcome(data, text, remarks=unmet(faults))
 
 
 def _image(args: Namespace) -> tuple[CcaImage, str]:

@@ -91,6 +91,7 @@ def _add_launch(commands: Commands) -> None:
     _add_realm(cca)
     cca.add_argument("--flow", choices=("in-place", "copy"), help="copy: a realm has no other (default: copy)")
     cca.add_argument("--seed", metavar="N", type=u64, default=0, help="what is drawn at random depends on it (default: 0)")
+    add_inject(cca)
     finish(cca, "cca:launch")
     for name in "sev", "sev-es":
         finish(command(platforms, name, "not emulated: says why, and what to use instead"), "launch:sev")
