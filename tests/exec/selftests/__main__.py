@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run every x86 KVM selftest under `gmemu exec`, and write what became of each to tests/exec/RESULTS.md.
+
+    python -m tests.exec.selftests [--directory D] [--only NAME]... [--results FILE]
+
+Exits with 1 if one of those that have to pass doesn't, or the negative control passes; with 4 if they can't be built here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from .tree import PACKAGE, Missing, build
+
+PROFILE = "linux-6.12"
+SECONDS = 90
+KSFT_SKIP = 4
+RESULTS = Path(__file__).parents[1] / "RESULTS.md"
+
+REQUIRED = (
+    "guest_memfd_test",
+    "x86_64/private_mem_conversions_test",
+    "x86_64/private_mem_conversions_test -n 2 -m 2",
+    "x86_64/private_mem_conversions_test -s shmem",
+    "x86_64/private_mem_kvm_exits_test",
+    "pre_fault_memory_test",
+    "set_memory_region_test",
+    "x86_64/userspace_io_test",
+    "x86_64/sync_regs_test",
+    "kvm_page_table_test",
+)
+CONTROL = "x86_64/private_mem_conversions_test"
+"""must fail when private memory is the shared memory under another name (negative_control.py)"""
+
+_BEYOND = {
+    "nested virtualisation": ("vmx_", "svm_", "nested_", "triple_fault_event", "state_test", "smm_test", "hyperv_evmcs"),
+    "Hyper-V": ("hyperv_",),
+    "PMU": ("pmu_",),
+}
+
+
+class Result(NamedTuple):
+    """What became of one."""
+
+    name: str
+    outcome: str
+    """pass, skip or fail"""
+    seconds: float
+    reason: str
+
+    @property
+    def beyond(self) -> str:
+        """What it's about, if that is nothing that gmemu is for."""
+        stem = self.name.split()[0].rsplit("/", 1)[-1]
+        return next((about for about, starts in _BEYOND.items() if stem.startswith(starts)), "")
+
+
+def run(programs: Path, command: str, extra: dict[str, str] | None = None) -> Result:
+    """Run one selftest with its options."""
+    name, *options = command.split()
+    words = [sys.executable, "-m", "gmemu", "exec", "--profile", PROFILE, "--", str(programs / name), *options]
+    environment = {**os.environ, **(extra or {})}
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+            env={**os.environ, **(extra or {})},
+        )
+        code, output = done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired:
+        return Result(command, "fail", time.monotonic() - began, f"not done after {SECONDS} s")
+    outcome = "pass" if code == 0 else "skip" if code == KSFT_SKIP else "fail"
+    return Result(command, outcome, time.monotonic() - began, "" if code == 0 else _reason(output, code))
+
+
+def _reason(output: str, code: int) -> str:
+    """The line that says why: after an assertion's stack, or where it skipped."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    skipped = [line for line in lines if "skipping" in line.lower() or "skip" in line.lower()]
+    if code == KSFT_SKIP and skipped:
+        return skipped[-1]
+    after = [line for line in lines if not re.match(r"(\d+\s+0x|\(inlined|# |ok |not ok |pid=)", line)]
+    where = next((line for line in lines if re.match(r"\S+\.[ch]:\d+: ", line)), "")
+    last = after[-1] if after else ""
+    died = f"signal {-code}; " if code < 0 else ""
+    return f"{died}{where if where != last else ''} {last}".strip()[:200].replace("|", "/")
+
+
+def table(results: list[Result], control: Result) -> str:
+    """RESULTS.md."""
+    ours = [result for result in results if not result.beyond and " " not in result.name]
+    passed = sum(result.outcome == "pass" for result in ours)
+    share = 100 * passed // max(len(ours), 1)
+    verdict = f"fails, as it must: {control.reason}" if control.outcome == "fail" else f"{control.outcome}: it should fail"
+    lines = [
+        "# The kernel's KVM selftests under `gmemu exec`",
+        "",
+        f"Made by `make selftests`: unmodified programs of Debian's {PACKAGE}, run with `--profile {PROFILE}`.",
+        "",
+        f"Of {len(ours)} that need no nested virtualisation, PMU or Hyper-V, {passed} pass ({share} %).",
+        "",
+        f"Negative control, private memory aliased to shared: `{control.name}` {verdict}.",
+        "",
+        "| selftest | result | why |",
+        "|---|---|---|",
+    ]
+    for result in sorted(results):
+        about = f"({result.beyond}) " if result.beyond else ""
+        lines.append(f"| {result.name} | {result.outcome} | {about}{result.reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--directory", type=Path, default=Path("build/selftests"), help="where to build")
+    parser.add_argument("--only", action="append", default=[], help="run these alone, and write nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    try:
+        programs = build(args.directory.absolute())
+    except Missing as error:
+        print(f"selftests: {error}", file=sys.stderr)
+        return KSFT_SKIP
+    found = [
+        p
+        for p in programs.rglob("*")
+        if p.is_file() and os.access(p, os.X_OK) and "lib" not in p.relative_to(programs).parts
+    ]
+    names = args.only or sorted({str(path.relative_to(programs)) for path in found} | set(REQUIRED))
+    results = []
+    for name in names:
+        results.append(run(programs, name))
+        print(f"{results[-1].outcome:5} {results[-1].seconds:6.1f} s  {name}  {results[-1].reason}", flush=True)
+    if args.only:
+        return 0
+    here = str(Path(__file__).parent)
+    control = run(
+        programs,
+        CONTROL,
+        {"GMEMU_EXEC_PLUGIN": "negative_control", "PYTHONPATH": f"{here}:{os.environ.get('PYTHONPATH', '')}"},
+    )
+    print(f"control: {control.outcome} {control.reason}")
+    args.results.write_text(table(results, control))
+    failed = [result.name for result in results if result.name in REQUIRED and result.outcome != "pass"]
+    for name in failed:
+        print(f"selftests: {name} has to pass, and doesn't", file=sys.stderr)
+    return int(bool(failed) or control.outcome != "fail")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
