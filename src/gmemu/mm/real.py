@@ -133,6 +133,8 @@ class PlacedPageCache(PageCache):
     def _alloc(self, index: int, count: int) -> list[tuple[int, int]]:
         if self.first_pfn is None:
             raise rules.OUT_OF_MEMORY(f"a file of {self.nr_reserved} pages, more than the machine has in a row")
+        if not self.memmap.refs.empty(self.first_pfn + index, self.first_pfn + index + count):
+            self.lru.lru_add_drain_all()  # a page that was truncated may be in a batch still
         self.memmap.alloc_at(self.first_pfn + index, count)
         return [(self.first_pfn + index, count)]
 

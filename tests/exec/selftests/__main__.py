@@ -76,7 +76,7 @@ def run(programs: Path, command: str, extra: dict[str, str] | None = None) -> Re
             errors="replace",
             timeout=SECONDS,
             check=False,
-            env={**os.environ, **(extra or {})},
+            env=environment,
         )
         code, output = done.returncode, done.stdout + done.stderr
     except subprocess.TimeoutExpired:
@@ -134,12 +134,8 @@ def main() -> int:
     except Missing as error:
         print(f"selftests: {error}", file=sys.stderr)
         return KSFT_SKIP
-    found = [
-        p
-        for p in programs.rglob("*")
-        if p.is_file() and os.access(p, os.X_OK) and "lib" not in p.relative_to(programs).parts
-    ]
-    names = args.only or sorted({str(path.relative_to(programs)) for path in found} | set(REQUIRED))
+    found = {str(path.relative_to(programs)) for path in programs.rglob("*") if path.is_file() and os.access(path, os.X_OK)}
+    names = args.only or sorted(found | set(REQUIRED))
     results = []
     for name in names:
         results.append(run(programs, name))
