@@ -271,10 +271,7 @@ static PyObject *watch(PyObject *self, PyObject *args)
 	(void)self;
 	if (!PyArg_ParseTuple(args, "kkp", &start, &end, &on))
 		return NULL;
-	if (libc_half->watch(start, end, on)) {
-		errno = ENOMEM;
-		return PyErr_SetFromErrno(PyExc_OSError);
-	}
+	libc_half->watch(start, end, on);
 	Py_RETURN_NONE;
 }
 

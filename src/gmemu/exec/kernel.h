@@ -44,7 +44,7 @@ struct gmemu_libc {
 	/* Descriptor `fd` leads to a file of the emulated kernel (1), or no longer does (0). */
 	void (*mark_fd)(int fd, int ours);
 	/* Calls that change the mappings in [start, end) are the emulated kernel's, or no longer are. */
-	int (*watch)(uintptr_t start, uintptr_t end, int on);
+	void (*watch)(uintptr_t start, uintptr_t end, int on);
 	/* While a guest runs, signals are let in; one that has a handler stops the guest first. */
 	void (*guest_enter)(void *stop, void *argument);
 	int (*guest_exit)(void);

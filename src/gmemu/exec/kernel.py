@@ -20,7 +20,13 @@ from ..kvm.vcpu import VcpuFile
 from ..mm.uaccess import copy_from_user, read_user, write_user
 from ..rules import MemoryFault
 from ..uapi.ioctl import ioctl_size
-from ..uapi.kvm import KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2, kvm_memory_attributes2
+from ..uapi.kvm import (
+    KVM_RUN,
+    KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_USER_MEMORY_REGION2,
+    kvm_memory_attributes2,
+    kvm_userspace_memory_region,
+)
 from . import devices
 from .door import RealDoor
 from .explain import Explainer
@@ -123,7 +129,7 @@ class ExecKernel:
             return self._ask(file, request, arg)
         result = self.door.ioctl(fd, request, arg)
         if request in (KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2):
-            self._watch_slots()
+            self._watch_slot(arg)
         return result
 
     def _run(self, fd: int, arg: int) -> int:
@@ -156,12 +162,11 @@ class ExecKernel:
         finally:
             self.host.rt.leave(previous)
 
-    def _watch_slots(self) -> None:
-        """Hear of what becomes of the program's memory that guests have."""
-        for vm in self.host.vms:
-            for slots in vm.memslots:
-                for slot in slots.by_id.values():
-                    self.real.watch(slot.userspace_addr, slot.userspace_addr + (slot.npages << 12), True)
+    def _watch_slot(self, arg: int) -> None:
+        """A memslot was made, perhaps: hear of what becomes of the program's memory that guests have there."""
+        region = copy_from_user(self.door.mm, kvm_userspace_memory_region, arg)
+        if region.memory_size:
+            self.real.watch(region.userspace_addr, region.userspace_addr + region.memory_size, True)
 
     @_errno
     def fallocate(self, fd: int, mode: int, offset: int, length: int, *_: int) -> int:

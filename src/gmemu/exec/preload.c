@@ -84,11 +84,14 @@ static inline bool is_watched(const void *address, size_t length)
 	return watched_slow((uintptr_t)address, (uintptr_t)address + length);
 }
 
-/* Take [start, end) out of what is watched, and put it in again if it's to be.  0, or -1 if there are too many pieces. */
-static int watch(uintptr_t start, uintptr_t end, int on)
+/*
+ * Take [start, end) out of what is watched, and put it in again if it's to be.  If there would be too many pieces, all that lies between
+ * them is watched as well, which costs time and nothing else.
+ */
+static void watch(uintptr_t start, uintptr_t end, int on)
 {
 	static struct range kept[MAX_RANGES + 2];
-	int n = 0, result = 0;
+	int n = 0;
 
 	pthread_mutex_lock(&ranges_lock);
 	for (int i = 0; i < nr_ranges; i++) {
@@ -111,15 +114,17 @@ static int watch(uintptr_t start, uintptr_t end, int on)
 	if (on)
 		kept[n++] = (struct range){start, end};
 	if (n > MAX_RANGES) {
-		result = -1;
-	} else {
-		atomic_fetch_add(&ranges_seq, 1);
-		memcpy(ranges, kept, n * sizeof(*kept));
-		atomic_store(&nr_ranges, n);
-		atomic_fetch_add(&ranges_seq, 1);
+		for (int i = 1; i < n; i++) {
+			kept[0].start = kept[i].start < kept[0].start ? kept[i].start : kept[0].start;
+			kept[0].end = kept[i].end > kept[0].end ? kept[i].end : kept[0].end;
+		}
+		n = 1;
 	}
+	atomic_fetch_add(&ranges_seq, 1);
+	memcpy(ranges, kept, n * sizeof(*kept));
+	atomic_store(&nr_ranges, n);
+	atomic_fetch_add(&ranges_seq, 1);
 	pthread_mutex_unlock(&ranges_lock);
-	return result;
 }
 
 /* Signals */
