@@ -13,6 +13,7 @@ from typing import Any
 
 from ..faults import Faults
 from ..faults.runtime import FaultyRuntime
+from ..hw.memory import PAGE_SHIFT
 from ..hw.real_memory import ProcessMemory, RealMemory
 from ..hw.x86.engine import stop_function
 from ..kvm.design import Design
@@ -20,15 +21,17 @@ from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.guest_memfd.inode import GmemInode
 from ..kvm.guest_memfd.populate import PopulateCallback
 from ..kvm.host import Host
+from ..kvm.mmu import PageFault
 from ..kvm.vm import Vm
-from ..mm.file import File
+from ..mm.file import File, Inode
 from ..mm.filemap import PageCache
 from ..mm.page import Memmap
 from ..mm.process import Process
-from ..mm.real import PlacedPageCache, RealAddressSpace, RealMemmap
+from ..mm.real import CHUNK, PlacedPageCache, RealAddressSpace, RealMemmap
 from ..profiles import Profile, get
 from ..rules import mm as rules
 from ..sync import DirectRuntime
+from ..uapi.mman import MADV_POPULATE_WRITE
 from .family import STORE, TAKE, Family
 
 __all__ = ["MEMORY", "RealHost", "RealProcess", "RealRuntime"]
@@ -119,6 +122,17 @@ class RealProcess(Process):
         self.files[fd] = file
         self._process.mark_fd(fd, True)
 
+    def file(self, fd: int) -> File:
+        """As the other; a descriptor that the emulated kernel knows nothing of leads to some file of the real one."""
+        if fd not in self.files:
+            try:
+                os.fstat(fd)
+            except OSError:
+                pass  # it's not open
+            else:
+                return File(Inode(0o600))
+        return super().file(fd)
+
     def put_unused_fd(self, fd: int) -> None:
         os.close(fd)
 
@@ -152,14 +166,17 @@ class RealHost(Host):
             memory=MEMORY,
             runtime=self.threads,
             design=design._replace(
-                convert=self._convert_and_refresh, take_from_host=self._take_from_all, populate=self._populate_and_tell
+                convert=self._convert_and_refresh,
+                take_from_host=self._take_from_all,
+                populate=self._populate_and_tell,
+                mapping_range=self._mapping_range,
             ),
             platform=platform,
             faults=faults,
         )
 
     def new_memory(self, size: int) -> tuple[RealMemory, Memmap]:
-        memory = RealMemory(size, self.process_memory)
+        memory = self.real_memory = RealMemory(size, self.process_memory)
         return memory, RealMemmap(self.rt, memory)
 
     def new_page_cache(self, name: str, pages: int) -> PageCache:
@@ -194,6 +211,23 @@ class RealHost(Host):
         done = self._populate(vm, gfn, source, npages, writeback, load)
         self._tell("populate", gfn=gfn, pages=done, source=source)
         return done
+
+    def _mapping_range(self, vm: Vm, fault: PageFault) -> tuple[int, int]:
+        """Of memory that is the program's own, 2 MiB are mapped at once, as if it were in huge pages."""
+        slot = fault.slot
+        one = fault.gfn, fault.gfn + 1
+        if slot is None or self.real_memory.is_own(fault.pfn) or slot.dirty_bitmap is not None or not fault.map_writable:
+            return one
+        start = max(fault.gfn - fault.gfn % CHUNK, slot.base_gfn)
+        end = min(fault.gfn - fault.gfn % CHUNK + CHUNK, slot.end_gfn)
+        address = slot.userspace_addr + (start - slot.base_gfn << PAGE_SHIFT)
+        if self.init.mm.overlapping(address >> PAGE_SHIFT, (address >> PAGE_SHIFT) + end - start):
+            return one
+        try:
+            self.process_memory.madvise(address, end - start << PAGE_SHIFT, MADV_POPULATE_WRITE)
+        except OSError:
+            return one
+        return start, end
 
     def _tell(self, event: str, **details: int) -> None:
         if self.on_event is not None:

@@ -21,7 +21,7 @@ from .arch.snp_rmp_fault import handle_rmp_fault, handle_rmp_fault_unchecked
 from .arch.tdx_map import map_private_pfn
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
 from .guest_memfd import binding, content, conversion, convert, inode, invalidate, populate
-from .mmu import is_page_fault_stale, may_prefault
+from .mmu import is_page_fault_stale, map_one_page, may_prefault
 
 if TYPE_CHECKING:
     from ..mm.filemap import Folio, PageCache
@@ -84,6 +84,8 @@ class Design(NamedTuple):
     """(host, 1 for this CPU's LRU batches, 2 for everybody's)"""
     filter_for_removal: Callable[[GmemInode], Filter]
     is_page_fault_stale: Callable[[Vm, PageFault], bool]
+    mapping_range: Callable[[Vm, PageFault], tuple[int, int]]
+    """the guest frames [start, end) that a fault on one of them maps, all of them contiguous where they are backed"""
     private_pages: PrivatePages
     """what TDX does to pages that are in a secure EPT"""
     map_private_pfn: Callable[[TdxVm, int, int], None]
@@ -118,6 +120,7 @@ class Design(NamedTuple):
             drain=conversion.drain_lru,
             filter_for_removal=invalidate.both_views if profile.removal_filter == "both" else invalidate.view_at_creation,
             is_page_fault_stale=is_page_fault_stale,
+            mapping_range=map_one_page,
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
             map_private_pfn=map_private_pfn,
             handle_rmp_fault=handle_rmp_fault if profile.in_place else handle_rmp_fault_unchecked,

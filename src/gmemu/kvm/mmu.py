@@ -97,7 +97,10 @@ class Mmu:
             if old.delta != spte.delta:
                 raise InvariantViolation(f"gfn {fault.gfn:#x} is mapped to {old}, and the page there is {spte}")
             return RetPf.SPURIOUS
-        self.sptes.set(fault.gfn, fault.gfn + 1, spte)
+        start, end = self._vm.host.design.mapping_range(self._vm, fault)
+        if not self.sptes.empty(start, end):
+            start, end = fault.gfn, fault.gfn + 1
+        self.sptes.set(start, end, spte)
         if spte.writable and fault.slot is not None and fault.slot.dirty_bitmap is not None:
             fault.slot.dirty_bitmap.add(fault.gfn - fault.slot.base_gfn)
         return RetPf.FIXED
@@ -232,6 +235,11 @@ class Mmu:
         may_write = not slot.flags & KVM_MEM_READONLY
         fault.map_writable = fault.write or (may_write and entry is not None and entry == (fault.pfn, True))
         return RetPf.CONTINUE
+
+
+def map_one_page(vm: Vm, fault: PageFault) -> tuple[int, int]:
+    """kvm_mmu_hugepage_adjust() where no page is huge: the guest frames that a fault maps are the one that it met."""
+    return fault.gfn, fault.gfn + 1
 
 
 def is_page_fault_stale(vm: Vm, fault: PageFault) -> bool:

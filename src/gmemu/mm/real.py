@@ -21,7 +21,7 @@ from .filemap import Folio, PageCache
 from .page import Memmap
 from .swap import LruBatches
 
-__all__ = ["PlacedPageCache", "RealAddressSpace", "RealMemmap"]
+__all__ = ["CHUNK", "PlacedPageCache", "RealAddressSpace", "RealMemmap"]
 
 CHUNK = 512
 """Pages that are registered with userfaultfd together.  Each registered run is a mapping of its own to the real kernel,
