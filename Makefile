@@ -12,12 +12,14 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench oracle clean
+.PHONY: help demo test bench selftests soak oracle clean
 
 help:
 	@echo 'make demo   set up .venv, then launch an SNP guest on the emulated host (gmemu launch snp)'
 	@echo 'make test   set up .venv, then ruff, mypy and the tests'
 	@echo 'make bench  the figures: digest, conversion, import time'
+	@echo 'make selftests  the kernel'\''s own KVM selftests under gmemu exec; writes tests/exec/RESULTS.md'
+	@echo 'make soak   ten minutes of conversions, faults and failures on order under gmemu exec'
 	@echo 'make oracle build real kernels (some minutes each), and record anew what they and this machine do'
 	@echo 'make clean  remove .venv and what the tools left'
 
@@ -32,6 +34,14 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench
+
+# Exits with 4 where Linux's source or a compiler can't be had, which is no failure of ours.
+selftests: $(VENV)/.installed-test
+	$(BIN)/python -m tests.exec.selftests || test $$? -eq 4
+
+SOAK_SECONDS ?= 600
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m tests.exec.soak --seconds $(SOAK_SECONDS)
 
 # What each recording differs in from the emulation is printed, and doesn't stop the rest; nor does a machine without /dev/kvm.
 GOLDEN := tests/conformance/golden
