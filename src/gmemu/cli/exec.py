@@ -12,7 +12,7 @@ from ..exec.settings import Settings
 from ..faults import Faults, OrderError
 from ..kvm.host import PLATFORMS
 from ..profiles import DEFAULT, get
-from .outcome import Outcome, UsageError
+from .outcome import ExitCode, Outcome, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["program"]
 
 
-def _settings(args: Namespace, profile: str, platform: str) -> Settings:
+def _settings(args: Namespace) -> Settings:
+    platform = args.platform or host_platform()
+    if platform not in PLATFORMS:
+        raise UsageError(f"there is no platform {platform!r}; there are {', '.join(PLATFORMS)}")
+    try:
+        profile = get(args.profile or DEFAULT).name
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     try:
         Faults(*args.inject)
     except OrderError as error:
@@ -36,18 +43,38 @@ def _settings(args: Namespace, profile: str, platform: str) -> Settings:
 
 def program(args: Namespace) -> Outcome:
     """`gmemu exec -- PROGRAM`: this process becomes the program, whose exit status is the command's."""
+    if args.program[:2] == ["sweep", "--"]:
+        return _sweep(args, args.program[2:])
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
         raise UsageError("which program? gmemu exec -- PROGRAM ARGUMENTS")
-    platform = args.platform or host_platform()
-    if platform not in PLATFORMS:
-        raise UsageError(f"there is no platform {platform!r}; there are {', '.join(PLATFORMS)}")
     try:
-        profile = get(args.profile or DEFAULT).name
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    try:
-        run(_settings(args, profile, platform), command)
+        run(_settings(args), command)
     except ProgramError as error:
         raise UsageError(str(error)) from error
     raise AssertionError("a program that was started doesn't come back")
+
+
+def _sweep(args: Namespace, command: list[str]) -> Outcome:
+    """`gmemu exec sweep -- PROGRAM`: exits with 0 if nothing was found, else with 1."""
+    from ..exec.sweep import sweep
+    from ..report.progress import Progress
+
+    if not command:
+        raise UsageError("which program? gmemu exec sweep -- PROGRAM ARGUMENTS")
+    try:
+        with Progress("sweeping") as progress:
+            result = sweep(_settings(args), command, progress)
+    except ProgramError as error:
+        raise UsageError(str(error)) from error
+    data = {
+        "simulated": True,
+        "program": command,
+        "points": result.points,
+        "succeeded": result.succeeded,
+        "findings": [finding._asdict() for finding in result.findings],
+    }
+    lines = [f"{finding.order}: it {finding.why}" for finding in result.findings]
+    lines.append(f"{result.points} points, {result.succeeded} runs succeeded all the same, {len(result.findings)} findings")
+    text = "".join(f"{line}\n" for line in lines)
+    return Outcome(data, lambda style: text, ExitCode.MISMATCH if result.findings else ExitCode.PASS)

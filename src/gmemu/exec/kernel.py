@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..faults import Faults
+from ..faults.points import Points
 from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.vcpu import VcpuFile
 from ..mm.uaccess import copy_from_user, read_user, write_user
@@ -81,7 +82,9 @@ class ExecKernel:
         self.settings, self.real = settings, real
         self.failed = threading.local()
         """.error: why this thread's last call failed"""
-        self.host = RealHost(settings.profile, real, platform=settings.platform, faults=_faults(settings))
+        self._points = Points() if settings.points else None
+        faults = Faults(*settings.inject.splitlines(), observer=self._points) if settings.inject or settings.points else None
+        self.host = RealHost(settings.profile, real, platform=settings.platform, faults=faults)
         self.door = RealDoor(self.host)
         process = self.door.process
         assert isinstance(process, RealProcess)
@@ -262,11 +265,10 @@ class ExecKernel:
 
     @_errno
     def exit(self, *_: int) -> int:
+        if self._points is not None:
+            with open(self.settings.points, "a", encoding="utf-8") as file:
+                file.writelines(f"{order}\n" for order in self._points.orders())
         return 0
-
-
-def _faults(settings: Settings) -> Faults | None:
-    return Faults(*settings.inject.splitlines()) if settings.inject else None
 
 
 def start() -> ExecKernel | LoggedCalls:

@@ -24,6 +24,8 @@ class Settings(NamedTuple):
     """anything: tell the story behind faults on standard error"""
     inject: str = ""
     """orders of `faults`, one a line"""
+    points: str = ""
+    """where to write, in the end, an order for each point at which something could have failed"""
     plugin: str = ""
     """a module to import before the machine is made; it may change the emulated kernel"""
 
