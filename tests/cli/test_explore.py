@@ -31,6 +31,23 @@ def test_all_variants_of_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "violated" in capsys.readouterr().out
 
 
+def test_variants_that_do_harm_only_together(capsys: pytest.CaptureFixture[str]) -> None:
+    pins, check = ["--variant", "tdx-pins-private"], ["--variant", "check-both-ways"]
+    verdicts = []
+    for variants in (pins, check, pins + check):
+        assert main(["explore", "tdx-pins", *variants, "--json"]) == 0
+        [run] = json.loads(capsys.readouterr().out)
+        verdicts.append((run["verdict"], run["kind"]))
+    assert verdicts == [("exhausted", None), ("exhausted", None), ("violated", "assertion")]
+
+
+def test_a_variant_of_the_vmm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "masked-error", "--variant", "vmm-ignores-len", "--json"]) == 0
+    [run] = json.loads(capsys.readouterr().out)
+    assert (run["kind"], run["variants"]) == ("assertion", ["vmm-ignores-len"])
+    assert main(["replay", run["token"]]) == 1
+
+
 def test_a_bound_makes_it_incomplete(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explore", "populate-abba", "--seconds", "0", "--json"]) == 10
     [run] = json.loads(capsys.readouterr().out)

@@ -118,6 +118,16 @@ def test_somebody_can_object_to_freeing(machine: Machine) -> None:
         machine.memmap.put(pfn)
 
 
+def test_who_waits_for_references_hears_of_those_that_go(machine: Machine) -> None:
+    memmap = machine.memmap
+    [(pfn, _)] = memmap.alloc(2)
+    memmap.get(pfn)
+    heard: list[tuple[int, int]] = []
+    memmap.put_hooks.append(lambda first, end: heard.append((first, end)))
+    memmap.put(pfn, 2)
+    assert heard == [(pfn, pfn + 1)], "the other page had no reference left"
+
+
 def test_a_leaked_page_outlives_its_owner(machine: Machine) -> None:
     [(pfn, _)] = machine.memmap.alloc(1)
     machine.memmap.leak(pfn, 1)

@@ -223,7 +223,7 @@ def _add_explore(commands: Commands) -> None:
     explore = command(commands, "explore", "run scenarios in every order that matters: exhausted, or violated and how")
     explore.add_argument("scenario", metavar="NAME", nargs="*", help="which of the catalogue (default: all)")
     explore.add_argument("--variant", metavar="V", action="append", default=[], help="decide this otherwise; repeatable")
-    explore.add_argument("--all-variants", action="store_true", help="each scenario with each variant that must break it")
+    explore.add_argument("--all-variants", action="store_true", help="each scenario with each variant that it speaks of")
     explore.add_argument("--seconds", metavar="N", type=float, default=60.0, help="bound for each search (default: 60)")
     finish(explore, "explore:explore")
     replay = command(commands, "replay", "run a schedule again from its token, and show it step by step")

@@ -26,6 +26,11 @@ def _convert(convert: Callable[[], None], let_go: Callable[[], None]) -> None:
     convert()
 
 
+def _convert_first(convert: Callable[[], object], populate: Callable[[], object]) -> None:
+    convert()
+    populate()
+
+
 class UserSpace(NamedTuple):
     """A VMM that keeps the contract."""
 
@@ -35,5 +40,7 @@ class UserSpace(NamedTuple):
     """(let_go): a conversion was refused as somebody holds the page; `let_go` asks that one to let go of it"""
     on_hypercall: Callable[[Callable[[], None], Callable[[], None]], None] = _convert
     """(convert, let_go): the guest asks for a conversion; `convert` makes the call, `let_go` lets go of the pages"""
+    load_in_place: Callable[[Callable[[], object], Callable[[], object]], None] = _convert_first
+    """(convert, populate): shared memory that was written is to be the guest's"""
     before_discard: Callable[[Callable[[], None]], None] = _call
     """(unmap): memory is about to be discarded; `unmap` takes it from devices (RamDiscardManager)"""

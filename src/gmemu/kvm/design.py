@@ -83,6 +83,8 @@ class Design(NamedTuple):
     drain: Callable[[Host, int], None]
     """(host, 1 for this CPU's LRU batches, 2 for everybody's)"""
     filter_for_removal: Callable[[GmemInode], Filter]
+    punched: Callable[[GmemInode, int, int], None]
+    """(inode, start, end): pages lost their memory; the invalidate lock is held for writing"""
     is_page_fault_stale: Callable[[Vm, PageFault], bool]
     mapping_range: Callable[[Vm, PageFault], tuple[int, int]]
     """the guest frames [start, end) that a fault on one of them maps, all of them contiguous where they are backed"""
@@ -119,6 +121,7 @@ class Design(NamedTuple):
             check_references=conversion.check_references,
             drain=conversion.drain_lru,
             filter_for_removal=invalidate.both_views if profile.removal_filter == "both" else invalidate.view_at_creation,
+            punched=invalidate.keep_attributes,
             is_page_fault_stale=is_page_fault_stale,
             mapping_range=map_one_page,
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),

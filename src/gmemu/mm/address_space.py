@@ -528,7 +528,10 @@ class AddressSpace:
             try:
                 pieces.append(self.memory.host_read(pa, n))
             except HostAccessFault as owned:
-                raise _not_the_hosts(owned, address + sum(map(len, pieces))) from None
+                at = address + sum(map(len, pieces))
+                if self._remapped(at, pa):
+                    return b"".join(pieces) + self.read(at, address + length - at)
+                raise _not_the_hosts(owned, at) from None
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
@@ -539,8 +542,16 @@ class AddressSpace:
             try:
                 self.memory.host_write(pa, view[done : done + n])
             except HostAccessFault:
+                if self._remapped(address + done, pa):
+                    self.write(address + done, view[done:])
+                    return
                 self._write_by_page(address + done, pa, view[done : done + n])
             done += n
+
+    def _remapped(self, address: int, pa: int) -> bool:
+        """handle_user_rmp_page_fault(): the address doesn't lead there any more, so the access is made again."""
+        entry = self.pte(address >> PAGE_SHIFT)
+        return entry is None or entry[0] != pa >> PAGE_SHIFT
 
     def _write_by_page(self, address: int, pa: int, data: memoryview) -> None:
         """The part of a store that meets a page of somebody else's: what comes before that page is written."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ..explore.verdict import Kind
 from .worlds import BUSY, PAGE, OnePage
 
 __all__ = ["ConversionAgainstPunch"]
@@ -15,6 +16,7 @@ class ConversionAgainstPunch(OnePage):
     name = "punch-and-allocate"
     question = "Is an attribute lost when a page is punched or allocated while it's converted?"
     source = "guest-memfd S37, S38"
+    broken_by = {"punch-resets-attribute": Kind.ASSERTION}
 
     def tasks(self) -> None:
         self.memory[0] = 1

@@ -18,11 +18,13 @@ class RemovalFails(TdxRunning):
     question = "Who gets a page that couldn't be taken from a TD?"
     source = "discussion B; guest-memfd S42, D5"
     broken_by = {"tdx-ignores-failure": Kind.INVARIANT}
-    holds_with = ("tdx-pins-private", "tdx-holds-on-failure", "tdx-poisons-on-failure")
+    holds_with = ("tdx-pins-private", "tdx-holds-on-failure", "tdx-flags-on-failure", "tdx-poisons-on-failure")
     pages = 1
 
     def tasks(self) -> None:
         self.td.module.inject = self.refuse
+        self.page = self.pfn()
+        self.host.lru.lru_add_drain_all()
         self.task("convert", self.share)
         self.task("punch", lambda: self.gmem.punch_hole(0, PAGE))
 
@@ -30,5 +32,14 @@ class RemovalFails(TdxRunning):
         """The module finds a reason not to remove the page."""
         return TdxStatus.OPERAND_INVALID if leaf is TdxLeaf.MEM_PAGE_REMOVE else None
 
+    def fate(self) -> str:
+        """What became of the page."""
+        if self.page in self.host.memmap.poisoned:
+            return "kept, as bad memory"
+        if self.host.memmap.leaked[self.page]:
+            return "kept for ever"
+        return "freed while the TD has it" if self.host.tdx.lost[self.page] else "in the file"
+
     def holds(self) -> None:
+        self.seen["page"] = self.fate()
         assert self.kvm_vm.vm_dead, "nobody was told that the page is still the TD's"

@@ -6,9 +6,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...kvm.guest_memfd.content import content_modes
-from ...kvm.guest_memfd.conversion import ConversionError, _make_shared, check_references, publish, store_attributes
+from ...kvm.guest_memfd.conversion import (
+    ConversionError,
+    _make_shared,
+    check_references,
+    publish,
+    reserve_attributes,
+    store_attributes,
+)
 from ...kvm.guest_memfd.invalidate import Filter, invalidate_end, invalidate_start, view_at_creation
-from ...uapi.kvm import KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
+from ...uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
 from .variant import Variant
 
 if TYPE_CHECKING:
@@ -74,6 +81,27 @@ def _blame_the_folio(host: Host, mapping: PageCache, start: int, end: int) -> No
         raise ConversionError(failed.error, mapping.pages.run(failed.index)[0]) from None
 
 
+def _reset_attributes(inode: GmemInode, start: int, end: int) -> None:
+    """Pages without memory are as they were when the file was made."""
+    store_attributes(inode, start, end, 0 if inode.init_shared else KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+
+def _reserve_nothing(inode: GmemInode, index: int) -> None:
+    """Storing the attribute will find its memory."""
+
+
+def _reserve_and_store(inode: GmemInode, start: int, end: int, attributes: int) -> None:
+    """Take the old view away, then find the memory for the new attribute; if there is none, the old one stays."""
+    invalidate_start(inode.files, start, end, Filter.SHARED if attributes else Filter.PRIVATE)
+    try:
+        reserve_attributes(inode, start)
+        if not attributes:
+            _make_shared(inode, start, end)
+        store_attributes(inode, start, end, attributes)
+    finally:
+        invalidate_end(inode.files, start, end)
+
+
 def _preserve_always(arch: VmArch, private: bool) -> int:
     """Promise that contents stay, whatever becomes of them."""
     return content_modes(arch, private) | KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE
@@ -112,6 +140,18 @@ VARIANTS = (
         "conversion to shared looks who holds the page, too",
         "RFC v2 of May 2025, which may have to split a folio; discussion B",
         lambda d: d._replace(publish=_check_and_publish),
+    ),
+    Variant(
+        "punch-resets-attribute",
+        "punching a hole makes the pages shared or private as they were when the file was created",
+        "S37; guest-memfd 3.4",
+        lambda d: d._replace(punched=_reset_attributes),
+    ),
+    Variant(
+        "reserve-late",
+        "the memory that an attribute needs is allocated after the old view was taken from the guest",
+        "D12; the in-place conversion series allocates first",
+        lambda d: d._replace(reserve_attributes=_reserve_nothing, publish=_reserve_and_store),
     ),
     Variant(
         "preserve-always",

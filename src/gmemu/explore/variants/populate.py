@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...hw.memory import PAGE_SIZE
 from ...kvm.guest_memfd.conversion import ConversionError, convert
+from ...kvm.guest_memfd.fault import get_pfn_locked
 from ...kvm.guest_memfd.populate import Source, _find, _populate_run, populate_gup_first, populate_locked
 from ...mm.file import fput
 from ...mm.gup import get_user_pages_fast, put_pages
@@ -65,6 +67,30 @@ def _converts(vm: Vm, gfn: int, source: int, npages: int, writeback: bool, post_
     return done
 
 
+def _whatever_it_is(vm: Vm, gfn: int, source: int, npages: int, writeback: bool, post_populate: PopulateCallback) -> int:
+    """In place, without asking whether the page is private."""
+    slot, file, npages = _find(vm, gfn, npages)
+    mapping = file.gmem_inode.mapping
+    try:
+        for done in range(npages):
+            with mapping.invalidate_lock.exclusive:
+                folio = get_pfn_locked(file, slot, slot.gmem_index(gfn + done))
+                mapping.clear_folio(folio)
+                mapping.unlock_folio(folio)
+                _, error = post_populate(gfn + done, folio.pfn, 1, None)
+                mapping.put_folio(folio)
+            if error is not None:
+                raise error
+    finally:
+        fput(vm.rt, file)
+    return npages
+
+
+def _convert_last(convert: Callable[[], object], populate: Callable[[], object]) -> None:
+    populate()
+    convert()
+
+
 def _make_private(vm: Vm, gfn: int) -> None:
     slot = vm.find_slot(gfn)
     if slot is None or slot.gmem_file is None:
@@ -106,6 +132,13 @@ VARIANTS = (
         "populate pins a CPUID page's source for reading, and writes the firmware's correction through that",
         "S13; fixed before 7.2",
         lambda d: d._replace(populate=_never_written_back),
+    ),
+    Variant(
+        "convert-after-populate",
+        "pages are populated while they are shared, and the VMM converts them afterwards",
+        "discussion D; D3",
+        lambda d: d._replace(populate=_whatever_it_is),
+        lambda u: u._replace(load_in_place=_convert_last),
     ),
     Variant(
         "populate-converts",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...kvm.arch.tdx_map import map_private_pfn
@@ -55,6 +56,25 @@ class _HoldOnFailure(TrustGuestMemfd):
         host.memmap.leak(pfn, count)
 
 
+class _Flag(TrustGuestMemfd):
+    """A page that wasn't removed is marked; whoever takes it out of the page cache sees that, and keeps it."""
+
+    def not_removed(self, host: Host, pfn: int, count: int, bug: Bug) -> None:
+        bug()
+        for inode in host.gmem_inodes:
+            inode.mapping.free_folio = _unless_marked(host, range(pfn, pfn + count), inode.mapping.free_folio)
+
+
+def _unless_marked(host: Host, marked: range, free_folio: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+    def free(pfn: int, count: int) -> None:
+        for page in range(max(pfn, marked.start), min(pfn + count, marked.stop)):
+            host.memmap.leak(page, 1)
+        if free_folio is not None:
+            free_folio(pfn, count)
+
+    return free
+
+
 class _Poison(TrustGuestMemfd):
     """A page that wasn't removed is treated as memory that went bad."""
 
@@ -88,6 +108,12 @@ VARIANTS = (
         "a reference is taken only when removal from the secure EPT fails",
         "discussion B; D5",
         lambda d: d._replace(private_pages=_HoldOnFailure()),
+    ),
+    Variant(
+        "tdx-flags-on-failure",
+        "a page whose removal from the secure EPT failed is flagged, and kept when it would be freed",
+        "discussion B; D5",
+        lambda d: d._replace(private_pages=_Flag()),
     ),
     Variant(
         "tdx-poisons-on-failure",

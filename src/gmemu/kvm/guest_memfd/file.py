@@ -108,6 +108,7 @@ class GmemFile(File):
         with inode.mapping.invalidate_lock.exclusive:
             invalidate_start(inode.files, start, end, inode.host.design.filter_for_removal(inode))
             inode.mapping.truncate_range(start, end)
+            inode.host.design.punched(inode, start, end)
             invalidate_end(inode.files, start, end)
 
     def _allocate(self, start: int, end: int) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .file import GmemFile
     from .inode import GmemInode
 
-__all__ = ["Filter", "both_views", "invalidate_end", "invalidate_start", "view_at_creation"]
+__all__ = ["Filter", "both_views", "invalidate_end", "invalidate_start", "keep_attributes", "view_at_creation"]
 
 
 class Filter(Flag):
@@ -32,6 +32,10 @@ def view_at_creation(inode: GmemInode) -> Filter:
     """The same before anything could be converted.  Kept where something can, it misses what became private since, and TDX
     or CCA still own the pages that the host gets back (S22)."""
     return Filter.SHARED if inode.init_shared else Filter.PRIVATE
+
+
+def keep_attributes(inode: GmemInode, start: int, end: int) -> None:
+    """A punch takes memory away, and leaves file pages [start, end) private or shared as they were."""
 
 
 def invalidate_start(files: list[GmemFile], start: int, end: int, filter: Filter) -> None:
