@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VMM in one page: launch a guest with private memory, serve its exits while it converts a page both ways, take it down.
 
-    python examples/launch_and_convert.py [software | snp | tdx | cca] [PROFILE]
+    python examples/launch_and_convert.py [software | snp | tdx | cca | pkvm] [PROFILE]
 
 It stands on `gmemu.vmm`, so failures that pass are waited out, and others end it with one sentence and status 1.  Hand it to
 `gmemu sweep` to see that.
@@ -12,14 +12,20 @@ import sys
 from contextlib import ExitStack
 
 from gmemu import ExitReason, Kvm, VmType
+from gmemu.api.arm64 import init_vcpu
 from gmemu.uapi.sev import SnpPageType
 from gmemu.vmm import Backoff, Vmm, VmmError, populate_cca, populate_snp, populate_tdx
 
 PAGE = 4096
 FIRMWARE, RAM = 0x100000, 0x200000
 CONTENTS = b"the guest's first instructions".ljust(4 * PAGE, b"\x90")
-TYPES = {"software": VmType.SW_PROTECTED, "snp": VmType.SNP, "tdx": VmType.TDX, "cca": VmType.ARM_REALM}
-MACHINES = {"software": "amd", "snp": "amd", "tdx": "intel", "cca": "arm"}
+PLATFORMS = {
+    "software": ("amd", VmType.SW_PROTECTED),
+    "snp": ("amd", VmType.SNP),
+    "tdx": ("intel", VmType.TDX),
+    "cca": ("arm", VmType.ARM_REALM),
+    "pkvm": ("pkvm", VmType.ARM_PROTECTED),
+}
 
 
 def guest(cpu):
@@ -30,7 +36,8 @@ def guest(cpu):
             if cpu.map_gpa_range(RAM, PAGE, private=private):
                 cpu.triple_fault()
     else:
-        cpu.accept(RAM, PAGE)
+        if kind != "pkvm":
+            cpu.accept(RAM, PAGE)
         cpu.store(RAM, b"secret")
         cpu.convert(RAM, PAGE, private=False)
         cpu.store(RAM, b"hello", shared=True)
@@ -38,9 +45,19 @@ def guest(cpu):
     cpu.store(RAM, b"secret again")
 
 
+def launch_protected(kvm, stack):
+    """pKVM's guests have anonymous memory, donated as they touch it; they share it by the hypervisor, unknown to the VMM."""
+    vm = stack.enter_context(kvm.create_vm(vm_type))
+    vcpu = stack.enter_context(vm.create_vcpu())
+    init_vcpu(vm, vcpu)
+    ram = stack.enter_context(kvm.anonymous(4 * PAGE))
+    vm.set_user_memory_region2(0, RAM, 4 * PAGE, userspace_addr=ram.address)
+    return Vmm(kvm, vm, Backoff.none()), vcpu
+
+
 def launch(kvm, stack):
     """The VM with its memory and one vCPU, launched as its platform wants it."""
-    vm = stack.enter_context(kvm.create_vm(TYPES[kind]))
+    vm = stack.enter_context(kvm.create_vm(vm_type))
     if kind == "snp":
         vm.snp.init2()
     elif kind == "tdx":
@@ -73,8 +90,8 @@ def launch(kvm, stack):
 
 def main():
     with ExitStack() as stack:
-        kvm = stack.enter_context(Kvm.open(profile, platform=MACHINES[kind]))
-        vmm, vcpu = launch(kvm, stack)
+        kvm = stack.enter_context(Kvm.open(profile, platform=machine))
+        vmm, vcpu = (launch_protected if kind == "pkvm" else launch)(kvm, stack)
         exit_ = vmm.run(vcpu, guest)
         if exit_.reason is not ExitReason.HLT:
             raise VmmError(f"the guest ended with {exit_.reason.name}")
@@ -82,7 +99,8 @@ def main():
 
 
 kind = sys.argv[1] if len(sys.argv) > 1 else "software"
-profile = sys.argv[2] if len(sys.argv) > 2 else "inplace-v13"
+profile = sys.argv[2] if len(sys.argv) > 2 else "linux-7.3" if kind == "pkvm" else "inplace-v13"
+machine, vm_type = PLATFORMS[kind]
 try:
     main()
 except (OSError, VmmError) as error:

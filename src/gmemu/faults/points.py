@@ -21,6 +21,7 @@ _RESULTS = {
     What.SEAMCALL: "OPERAND_BUSY",
     What.TDCALL: "OPERAND_BUSY",
     What.RMI: "BUSY",
+    What.EL2: "EPERM",
     What.HOST: "REJECT",
 }
 _RMP_RESULTS = {"RMPUPDATE": "FAIL_INUSE", "PSMASH": "FAIL_INUSE", "PVALIDATE": "NO_UPDATE"}
@@ -29,6 +30,8 @@ _UNFAILING = {
     (What.PSP, "DECOMMISSION"),
     (What.PSP, "DF_FLUSH"),
     (What.TDCALL, "VP_VMCALL"),
+    (What.EL2, "FORCE_RECLAIM_GUEST_PAGE"),
+    (What.EL2, "RECLAIM_DYING_GUEST_PAGE"),
     *((What.SEAMCALL, leaf) for leaf in ("PHYMEM_PAGE_WBINVD", "PHYMEM_PAGE_RECLAIM", "PHYMEM_CACHE_WB")),
     *((What.SEAMCALL, leaf) for leaf in ("VP_FLUSH", "MNG_VPFLUSHDONE", "MNG_KEY_FREEID")),
 }
