@@ -12,11 +12,12 @@ export PIP_ROOT_USER_ACTION := ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench selftests soak oracle clean
+.PHONY: help demo test bench selftests soak oracle clean conformance
 
 help:
 	@echo 'make demo   set up .venv, then launch an SNP guest on the emulated host (gmemu launch snp)'
 	@echo 'make test   set up .venv, then ruff, mypy and the tests'
+	@echo 'make conformance  this machine'"'"'s KVM against the emulation: all cases, and some thousand random calls'
 	@echo 'make bench  the figures: digest, conversion, import time'
 	@echo 'make selftests  the kernel'\''s own KVM selftests under gmemu exec; writes tests/exec/RESULTS.md'
 	@echo 'make soak   ten minutes of conversions, faults and failures on order under gmemu exec'
@@ -31,6 +32,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Exit code 4 says that this machine has no KVM to compare with; the reason is printed.
+conformance: $(VENV)/.installed-test
+	$(BIN)/gmemu conform --backend host || test $$? -eq 4
+	$(BIN)/gmemu conform fuzz --backend host --seed 1 --steps 6000 --jobs 2 || test $$? -eq 4
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench

@@ -111,6 +111,10 @@ def test_python_says_the_same_again() -> None:
     assert names["STEPS"] == EVERY_CALL
 
 
+def test_python_boots_the_kernel_that_differed() -> None:
+    assert "open_backend('vm', version='7.3') as real" in as_python(WANTED, "linux-7.3", "vm", "7.3")
+
+
 def test_c_compiles_and_demands_what_the_real_kernel_does(tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:

@@ -51,6 +51,20 @@ def test_a_splat_fails_the_fuzzing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert "0 differences" in out.read_text()
 
 
+def test_a_quiet_log_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @contextmanager
+    def quiet(name: str, profile: str = "", version: str = "6.12") -> Iterator[Backend]:
+        with open_backend("emulated", profile or "linux-6.12") as backend:
+            yield backend._replace(name=name, splats=list if name == "vm" else None)
+
+    monkeypatch.setattr(campaign, "open_backend", quiet)
+    out = tmp_path / "out"
+    assert main(["conform", "fuzz", "--backend", "vm", "--steps", "60", "-o", str(out)]) == 0
+    assert "the kernel's log was read" in out.read_text()
+    assert main(["conform", "fuzz", "--backend", "host", "--steps", "60", "-o", str(out)]) == 0
+    assert "log" not in out.read_text()
+
+
 def test_a_case_that_a_call_ends_is_a_difference() -> None:
     def run(b: Bench) -> None:
         b.record("before", 1)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arguments import add_profile, command, finish
 from .outcome import ExitCode, Outcome, UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ..conformance.runner import Results
     from ..conformance.table import Table
     from ..report.style import Style
+    from .arguments import Commands
 
 __all__ = ["add_parser", "conform"]
 
@@ -32,55 +34,33 @@ exit codes: 0 alike, 1 a difference that nobody explained, 2 usage, 4 the backen
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+def add_parser(commands: Commands) -> None:
     """Enter the command."""
-    conform = _command(commands, "conform", _ABOUT, _EPILOG)
+    conform = command(commands, "conform", _ABOUT, _EPILOG)
     _add_backend(conform)
     conform.add_argument("--group", metavar="G", default="", help="only this group of cases")
     conform.add_argument("--record", metavar="FILE", help="write the backend's table there")
     conform.add_argument("--against", metavar="FILE", help="compare with a table that was written")
     conform.add_argument("--rules", action="store_true", help="list the rules that were reached, and those that weren't")
-    _finish(conform, "conform:conform")
+    finish(conform, "conform:conform")
     actions = conform.add_subparsers(title="what else to do", metavar="ACTION", dest="action")
-    fuzz = _command(
-        actions, "fuzz", "random sequences of calls on both kernels in lockstep; a difference is made small", None
-    )
+    fuzz = command(actions, "fuzz", "random sequences of calls on both kernels in lockstep; a difference is made small")
     _add_backend(fuzz, default="host")
     fuzz.add_argument("--seed", metavar="S", type=int, default=0, help="where the sequences start from (default: 0)")
     fuzz.add_argument("--steps", metavar="N", type=int, default=10_000, help="calls to make (default: 10000)")
     fuzz.add_argument("--jobs", metavar="J", type=int, default=1, help="processes, each with a seed of its own (default: 1)")
     fuzz.add_argument("--engine", choices=("local", "ray"), default="local", help="ray spreads the jobs over a cluster")
-    _finish(fuzz, "conform_fuzz:fuzz")
-
-
-def _command(commands: Any, name: str, about: str, epilog: str | None) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=about,
-        description=f"{about[0].upper()}{about[1:]}.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    return parser
+    finish(fuzz, "conform_fuzz:fuzz")
 
 
 def _add_backend(parser: argparse.ArgumentParser, default: str = "emulated") -> None:
     parser.add_argument(
         "--backend", choices=("emulated", "host", "vm"), default=default, help=f"which kernel to ask (default: {default})"
     )
-    parser.add_argument("--profile", metavar="P", default="", help="what to emulate (default: what the real kernel is)")
+    add_profile(parser, "what to emulate (default: what the real kernel is)")
     parser.add_argument(
         "--kernel", metavar="V", default="6.12", help="the version that the vm backend boots (default: 6.12)"
     )
-
-
-def _finish(parser: argparse.ArgumentParser, handler: str) -> None:
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
-    parser.add_argument(
-        "-o", "--output", metavar="FILE", default=argparse.SUPPRESS, help="write there instead of to standard output"
-    )
-    parser.set_defaults(handler=handler)
 
 
 def conform(args: argparse.Namespace) -> Outcome:
@@ -99,7 +79,7 @@ def conform(args: argparse.Namespace) -> Outcome:
             if reference and backend.name == "emulated":
                 backend = backend._replace(features=reference.features)
             table = of_results(backend, run_cases(backend, args.group, progress=_progress))
-            splats = backend.splats()
+            splats = backend.splats() if backend.splats else None
     except BackendUnavailable as why:
         return _unavailable(args.backend, why)
     except (TableError, ValueError) as error:
@@ -111,7 +91,7 @@ def conform(args: argparse.Namespace) -> Outcome:
     return _report(args, table, reference, splats)
 
 
-def _report(args: argparse.Namespace, table: Table, reference: Table | None, splats: list[str]) -> Outcome:
+def _report(args: argparse.Namespace, table: Table, reference: Table | None, splats: list[str] | None) -> Outcome:
     """Compare with the table given; a real kernel without one, with the emulation.  The emulation's rules come along."""
     from ..conformance.compare import compare
 
@@ -136,10 +116,13 @@ def _report(args: argparse.Namespace, table: Table, reference: Table | None, spl
     return Outcome(data, text, ExitCode.PASS if passed else ExitCode.MISMATCH)
 
 
-def splats_text(style: Style, splats: list[str]) -> str:
-    """What the kernel complained of while it was probed: no emulation would, so it's a difference."""
-    if not splats:
+def splats_text(style: Style, splats: list[str] | None) -> str:
+    """What the kernel complained of while it was probed: no emulation would, so it's a difference.  None: its log isn't ours
+    to read."""
+    if splats is None:
         return ""
+    if not splats:
+        return "the kernel's log was read: no warning, no report of lockdep's\n"
     title = f"the kernel complained {len(splats)} time{'s' * (len(splats) > 1)}"
     return style.red(title) + "\n\n" + "\n\n".join(splats) + "\n"
 

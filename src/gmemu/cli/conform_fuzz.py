@@ -24,14 +24,14 @@ def fuzz(args: Namespace) -> Outcome:
     if args.steps < 1 or args.jobs < 1:
         raise UsageError("--steps and --jobs must be at least 1")
     each = -(-args.steps // args.jobs)
-    jobs = [Job(args.backend, args.profile, args.kernel, args.seed + i, each) for i in range(args.jobs)]
+    jobs = [Job(args.backend, args.profile or "", args.kernel, args.seed + i, each) for i in range(args.jobs)]
     try:
-        return _outcome(args.backend, list(run_jobs(jobs, args.engine)))
+        return _outcome(args.backend, args.kernel, list(run_jobs(jobs, args.engine)))
     except (EngineMissing, ValueError) as error:
         raise UsageError(str(error)) from None
 
 
-def _outcome(backend: str, results: list[JobResult]) -> Outcome:
+def _outcome(backend: str, kernel: str, results: list[JobResult]) -> Outcome:
     from ..conformance.fuzz.script import as_c, as_python
 
     unavailable = next((r.unavailable for r in results if r.unavailable), "")
@@ -45,12 +45,13 @@ def _outcome(backend: str, results: list[JobResult]) -> Outcome:
             "seed": result.seed,
             "emulated": finding.emulated._asdict(),
             "real": finding.real._asdict(),
-            "python": as_python(finding, result.profile, backend),
+            "python": as_python(finding, result.profile, backend, kernel),
             "c": as_c(finding),
         }
         for result, finding in found
     ]
-    splats = [splat for result in results for splat in result.splats]
+    logs = [result.splats for result in results if result.splats is not None]
+    splats = [splat for log in logs for splat in log] if logs else None
     seeds = sorted(r.seed for r in results)
     data = {"backend": backend, "steps": total, "seeds": seeds, "findings": findings, "splats": splats}
 

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from shutil import which
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..launch.errors import LaunchError
@@ -46,7 +47,8 @@ _PACKAGES = (
         "digests are compared with it in tests",
         "only tests and benchmarks want it: pip install 'gmemu[test]'",
     ),
-    ("hypothesis", "tests draw their cases with it", "only tests want it: pip install 'gmemu[test]'"),
+    ("hypothesis", "tests and gmemu conform fuzz draw with it", "gmemu conform fuzz can't run: pip install 'gmemu[fuzz]'"),
+    ("ray", "gmemu conform fuzz can use a cluster", "only --engine ray wants it: pip install 'gmemu[ray]'"),
 )
 
 
@@ -83,6 +85,7 @@ def _findings() -> Iterator[Finding]:
     )
     yield _memfd()
     yield from _kvm()
+    yield from _kernels()
     yield from _userfaultfd()
     yield _firmware()
     for module, good, bad in _PACKAGES:
@@ -126,10 +129,34 @@ def _kvm() -> Iterator[Finding]:
             value = probe.extension(device.fd, cap)
             found = str(value) if value else "0"
             yield Finding(f"KVM_CAP_{cap.name}", value > 0, found, meaning if value else f"not in this kernel: {meaning}")
+        has_gmem = probe.extension(device.fd, Cap.GUEST_MEMFD) > 0
+        purpose = "gmemu conform --backend host compares and records" if has_gmem else "there's nothing to record"
+        yield Finding("this kernel's behaviour", has_gmem, "guest_memfd" if has_gmem else "no guest_memfd", purpose)
     except OSError as error:
         yield Finding("/dev/kvm", False, error.strerror or str(error), "it is there, but isn't KVM")
     finally:
         device.close()
+
+
+def _kernels() -> Iterator[Finding]:
+    """Which real kernels' behaviour can be recorded here, beside this machine's own."""
+    from ..conformance.vm.build import VERSIONS, Unavailable, cached_kernel, missing_packages
+
+    lacking: list[str] | None = None
+    for version in VERSIONS:
+        what, purpose = f"Linux {version} in QEMU", f"gmemu conform --backend vm --kernel {version} compares and records"
+        try:
+            cached_kernel(version)
+        except Unavailable:
+            lacking = missing_packages() if lacking is None else lacking
+            steps = f"apt-get install {' '.join(lacking)}; " * bool(lacking)
+            build = f"{steps}python -m gmemu.conformance.vm.build --version {version}"
+            yield Finding(what, False, "not built", f"{build} makes it; then {purpose}")
+            continue
+        if which("qemu-system-x86_64") is None:
+            yield Finding(what, False, "built, but there's no QEMU", f"apt-get install qemu-system-x86; then {purpose}")
+        else:
+            yield Finding(what, True, "built", purpose)
 
 
 def _userfaultfd() -> Iterator[Finding]:

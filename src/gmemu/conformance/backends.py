@@ -33,8 +33,8 @@ class Backend(NamedTuple):
     profile: str
     features: Features
     door: Callable[[], AbstractContextManager[Door]]
-    splats: Callable[[], list[str]] = list
-    """What the kernel complained of so far, where its log can be read: a machine of the backend's own."""
+    splats: Callable[[], list[str]] | None = None
+    """What the kernel complained of so far; None where its log isn't ours to read."""
 
 
 @contextmanager

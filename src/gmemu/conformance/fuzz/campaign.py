@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,14 +33,15 @@ class Job(NamedTuple):
 
 
 class JobResult(NamedTuple):
-    """How many steps were made, the finding, and what the kernel complained of; or why the backend isn't there."""
+    """How many steps were made, the finding, and what the kernel complained of (None: its log can't be read); or why the
+    backend isn't there."""
 
     seed: int
     steps: int
     profile: str = ""
     finding: Finding | None = None
     unavailable: str = ""
-    splats: tuple[str, ...] = ()
+    splats: tuple[str, ...] | None = None
 
 
 def run_job(job: Job, progress: Callable[[int], None] = lambda done: None) -> JobResult:
@@ -48,7 +51,8 @@ def run_job(job: Job, progress: Callable[[int], None] = lambda done: None) -> Jo
     try:
         with open_backend(job.backend, job.profile, job.kernel) as real, open_backend("emulated", real.profile) as emulation:
             done, finding = fuzz(emulation, real, job.seed, job.steps, progress)
-            return JobResult(job.seed, done, real.profile, finding, splats=tuple(real.splats()))
+            splats = tuple(real.splats()) if real.splats else None
+            return JobResult(job.seed, done, real.profile, finding, splats=splats)
     except BackendUnavailable as why:
         return JobResult(job.seed, 0, unavailable=str(why))
 
@@ -78,16 +82,18 @@ def _locally(jobs: list[Job]) -> Iterator[JobResult]:
 
 
 def _on_ray(jobs: list[Job]) -> Iterator[JobResult]:
+    """On the cluster that RAY_ADDRESS names; else on one that's made for the campaign, of this machine alone."""
     try:
         import ray  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise EngineMissing("--engine ray needs Ray: pip install 'gmemu[ray]'") from None
-    ray.init(ignore_reinit_error=True, log_to_driver=False)
-    remote: Any = ray.remote(run_job)
-    waiting = [remote.remote(job) for job in jobs]
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        yield ray.get(ready[0])
+    own = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    with ray.init(log_to_driver=False, logging_level=logging.ERROR, **own):
+        remote: Any = ray.remote(run_job)
+        waiting = [remote.remote(job) for job in jobs]
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield ray.get(ready[0])
 
 
 def run_jobs(jobs: list[Job], engine: str = "local") -> Iterator[JobResult]:

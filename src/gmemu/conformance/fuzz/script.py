@@ -13,9 +13,10 @@ from .engine import Finding
 __all__ = ["as_c", "as_python"]
 
 
-def as_python(finding: Finding, profile: str, backend: str) -> str:
+def as_python(finding: Finding, profile: str, backend: str, kernel: str = "") -> str:
     """A script that makes the calls on both kernels and says where they part."""
     steps = "".join(f"    {step!r},\n" for step in finding.steps)
+    real = f"{backend!r}, version={kernel!r}" if backend == "vm" else repr(backend)
     return f"""\
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The last call: {finding.emulated.result} by gmemu ({finding.emulated.rule or "no rule"}),
@@ -27,7 +28,7 @@ from gmemu.conformance.fuzz.engine import replay
 STEPS = [
 {steps}]
 
-with open_backend("emulated", {profile!r}) as emulation, open_backend({backend!r}) as real:
+with open_backend("emulated", {profile!r}) as emulation, open_backend({real}) as real:
     print(replay(STEPS, emulation, real) or "no difference")
 """
 
