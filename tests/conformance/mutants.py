@@ -46,6 +46,7 @@ def _off(name: str, module: str, condition: str) -> Mutant:
 
 _FILE, _BIND, _FAULT = "kvm.guest_memfd.file", "kvm.guest_memfd.binding", "kvm.guest_memfd.fault"
 _SLOTS, _ATTR, _VM, _VCPU, _RUN, _MMU = "kvm.memslots", "kvm.attributes", "kvm.vm", "kvm.vcpu", "kvm.run", "kvm.mmu"
+_MREMAP = "mm.mremap"
 
 MUTANTS = (
     # guest_memfd: creation, mmap, faults, fallocate
@@ -185,6 +186,63 @@ MUTANTS = (
     _off("madvise advice", "mm.madvise", "advice not in _KNOWN"),
     _off("madvise range", "mm.madvise", "address & (PAGE_SIZE - 1) or end > _U64"),
     _off("madvise gap", "mm.madvise", "gap"),
+    Mutant("fallocate knows every mode", "mm.file", "mode & ~known\n        or", "mode < 0\n        or"),
+    Mutant("neighbours aren't merged", "mm.address_space", "        vma_merge(self, start, end)", "        return"),
+    Mutant("what differs is merged", "mm.vma", "return vma.prot, vma.shared, vma.locked,", "return vma.prot, vma.shared,"),
+    Mutant("advised memory is merged", "mm.vma", "vma.wipe_on_fork, vma.flags", "vma.wipe_on_fork, 0"),
+    Mutant(
+        "GUP of what can't be read",
+        "mm.address_space",
+        "PROT_WRITE if write else PROT_READ):",
+        "PROT_WRITE if write else 7):",
+    ),
+    # mremap, mlock
+    _off("mremap flags", _MREMAP, "asked.flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP)"),
+    _off("mremap MAYMOVE", _MREMAP, "asked.to_new_address and not asked.flags & MREMAP_MAYMOVE"),
+    _off("mremap DONTUNMAP resized", _MREMAP, "asked.flags & MREMAP_DONTUNMAP and asked.old_length != asked.new_length"),
+    _off("mremap address", _MREMAP, "asked.address & (PAGE_SIZE - 1)"),
+    Mutant("mremap target unaligned", _MREMAP, "asked.new_address & (PAGE_SIZE - 1) or", ""),
+    _off("mremap overlap", _MREMAP, "asked.overlaps"),
+    _off("mremap duplicate", _MREMAP, "not old_length and not vma.shared"),
+    _off("mremap across mappings", _MREMAP, "old_length > (vma.end << PAGE_SHIFT) - asked.address"),
+    _off("mremap without room", _MREMAP, "not asked.flags & MREMAP_MAYMOVE"),
+    Mutant("mremap grows over a neighbour", _MREMAP, " and not mm.overlapping(vma.end, vma.end + delta)", ""),
+    Mutant("mremap leaves the pages", _MREMAP, "        mm.move_page_tables(old, old_end, to)", "        pass"),
+    Mutant("mremap leaves the mapping", _MREMAP, "        mm.unmap_region(old, old_end)", "        pass"),
+    Mutant(
+        "guests keep what was moved",
+        "mm.address_space",
+        "with self._notified(start, end), self.page_table_lock:",
+        "with self.page_table_lock:",
+    ),
+    Mutant("mremap keeps the lock", _MREMAP, "    vma.locked = False\n", "    pass\n"),
+    _off("mlock wrap", "mm.mlock", "start + length > _U64"),
+    Mutant("mlock doesn't lock", "mm.mlock", "mm.isolate(vma, at, stop).locked = locked", "pass"),
+    Mutant("mlock doesn't fault in", "mm.mlock", "        mm_populate(mm, start, end)", "        pass"),
+    # pipes, splice, process_vm_readv
+    _off("pipe without a reader", "mm.pipe", "not self.readers"),
+    Mutant("pipe of no end", "mm.pipe", "return PIPE_BUFFERS - len(self.buffers)", "return 1 << 20"),
+    Mutant("pipe fills up no page", "mm.pipe", "not chars or not self.pipe.buffers", "True"),
+    Mutant("pipe adds to a page that isn't its own", "mm.pipe", "not last.own or end", "end"),
+    _off("splice flags", "mm.splice", "flags & ~_ALL"),
+    _off("vmsplice to no pipe", "mm.splice", "not isinstance(file, PipeFile)"),
+    _off("splice with a pipe's offset", "mm.splice", "(ipipe and off_in) or (opipe and off_out)"),
+    _off("splice of the wrong end", "mm.splice", "not source.can_read or not to.can_write"),
+    _off("splice to itself", "mm.splice", "source is to"),
+    _off("splice at a position of none", "mm.splice", "position is not None and not file.positioned"),
+    Mutant("splice area", "mm.splice", "length >> 63 or at < 0 or at + length >> 63", "False"),
+    _off("iovec count", "mm.uaccess", "len(iov) > UIO_MAXIOV"),
+    _off("iovec length", "mm.uaccess", "length >> 63"),
+    Mutant("iovec not in user space", "mm.uaccess", "return address + length <= TASK_SIZE_MAX", "return True"),
+    _off("process_vm_readv of nobody", "mm.process_vm_access", "there is None"),
+    _off("process_vm_readv up to a bad local address", "mm.process_vm_access", "done < want and user.count"),
+    Mutant(
+        "process_vm_readv flags",
+        "syscalls.emulated",
+        "        if flags:\n            raise rules.PROCESS",
+        "        if 0:\n            raise rules.PROCESS",
+    ),
+    Mutant("hole zeroes no part of a page", "mm.shmem", "0 < last - first < PAGE_SIZE", "False"),
 )
 
 

@@ -73,6 +73,10 @@ def _refusals(b: Bench, what: str, m: Mapping) -> None:
             b.probe(f"{what}: from {name}, flags {flags}", b.door.mremap, address, PAGE, 2 * PAGE, flags, room)
         b.probe(f"{what}: from {name}, the same length", b.door.mremap, address, PAGE, PAGE, 0)
         b.probe(f"{what}: only moved from {name}", b.door.mremap, address, PAGE, PAGE, TO, room)
+    for old, new in ((1, PAGE), (PAGE, 1), (PAGE - 1, PAGE + 1)):
+        for flags in (KEEP, MREMAP_MAYMOVE | MREMAP_DONTUNMAP):
+            lengths = f"{old} to {new} bytes"
+            b.probe(f"{what}: keep no {lengths}, flags {flags}", b.door.mremap, m.address - PAGE, old, new, flags, room)
     for length in (0, 1 << 47, 1 << 62, 1 << 63, (1 << 64) - PAGE, (1 << 64) - 1):
         b.probe(f"{what}: new length {length:#x}", b.door.mremap, m.address, PAGE, length, 0)
         b.probe(f"{what}: new length {length:#x}, fixed", b.door.mremap, m.address, PAGE, length, TO, room)
