@@ -143,6 +143,18 @@ def test_what_a_locked_mapping_grows_by_is_faulted_in(mm: AddressSpace, call: Ca
     assert mm.pte(BASE // PAGE + 4) is not None
 
 
+def test_what_is_committed_must_fit_the_machine(mm: AddressSpace) -> None:
+    """Before 6.17 what shrinks is cut off first, and commits nothing."""
+    below = 0x80 * PAGE
+    asked = Remap(BASE, 1 << 46, PAGE, TO, below)
+    assert refusal(lambda: do_mremap(mm, asked)) == "mm.mremap.charge"
+    assert contents(mm, BASE) == [0, None, None, None]
+    assert do_mremap_one(mm, asked) == below
+    asked = Remap(below, PAGE, 1 << 46, MREMAP_MAYMOVE)
+    assert refusal(lambda: do_mremap(mm, asked)) == "mm.mremap.charge"
+    assert refusal(lambda: do_mremap_one(mm, asked)) == "mm.mremap.charge"
+
+
 def test_several_mappings_at_once(mm: AddressSpace) -> None:
     mm.protect(BASE // PAGE + 1, BASE // PAGE + 2, PROT_READ)
     mm.unmap_region(BASE // PAGE + 2, BASE // PAGE + 3)

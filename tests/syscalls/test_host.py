@@ -12,7 +12,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
-from errno import EBADF, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, ESPIPE
+from errno import EAGAIN, EBADF, EEXIST, EFAULT, EINVAL, ENODEV, ENOENT, ENOMEM, EOPNOTSUPP, ESPIPE, ESRCH
 
 import pytest
 
@@ -23,7 +23,17 @@ from gmemu.syscalls.door import Door
 from gmemu.syscalls.host import HostDoor
 from gmemu.uapi.kvm import KVM_CREATE_GUEST_MEMFD, KVM_CREATE_VCPU, KVM_GET_REGS
 from gmemu.uapi.kvm_x86 import kvm_regs
-from gmemu.uapi.mman import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE
+from gmemu.uapi.mman import (
+    MAP_ANONYMOUS,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+    SPLICE_F_NONBLOCK,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a Linux kernel is what this talks to")
 
@@ -341,3 +351,48 @@ def test_madvise_and_mprotect(door: HostDoor, memory: int) -> None:
     with pytest.raises(KernelError) as caught:
         door.madvise(memory, 4 * PAGE, 4)
     assert caught.value.errno == ENOMEM
+
+
+def test_moving_and_locking(door: HostDoor, memory: int) -> None:
+    door.store(memory, b"moved")
+    there = door.mmap(0, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS)
+    assert door.mremap(memory, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, there) == there
+    assert door.load(there, 5) == b"moved"
+    assert door.mremap(there, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory) == memory
+    door.mlock(memory, PAGE)
+    with pytest.raises(KernelError) as caught:
+        door.madvise(memory, PAGE, 4)
+    assert caught.value.errno == EINVAL
+    door.munlock(memory, PAGE)
+    door.madvise(memory, PAGE, 4)
+    for call in (door.mlock, door.munlock):
+        with pytest.raises(KernelError) as caught:
+            call(memory, 4 * PAGE)
+        assert caught.value.errno == ENOMEM
+
+
+def test_pipes_and_splices(door: HostDoor, memory: int, memfd: int) -> None:
+    reads, writes = door.pipe()
+    try:
+        door.store(memory, b"by reference")
+        assert door.vmsplice(writes, [(memory, 3), (memory + 3, 9)], SPLICE_F_NONBLOCK) == 12
+        where = bytearray((5).to_bytes(8, "little"))
+        assert door.splice(reads, 0, memfd, where, 100) == 12
+        assert int.from_bytes(where, "little") == 17
+        assert door.pread(memfd, 12, 5) == b"by reference"
+        with pytest.raises(KernelError) as caught:
+            door.read(reads, 1)
+        assert caught.value.errno == EAGAIN
+    finally:
+        door.close(reads)
+        door.close(writes)
+
+
+def test_a_process_by_its_number(door: HostDoor, memory: int) -> None:
+    door.store(memory, b"own")
+    assert door.process_vm_readv(door.getpid(), [(memory + PAGE, 3)], [(memory, 3)]) == 3
+    assert door.process_vm_writev(door.getpid(), [(memory + PAGE, 2)], [(memory + 10, 2)]) == 2
+    assert door.load(memory, 12) == b"own" + bytes(7) + b"ow"
+    with pytest.raises(KernelError) as caught:
+        door.process_vm_readv(-1, [(memory, 3)], [(memory, 3)])
+    assert caught.value.errno == ESRCH

@@ -47,6 +47,7 @@ class KvmDeviceFile(File):
 
     name = "/dev/kvm"
     noexec = False
+    positioned = True
 
     def __init__(self, host: Host) -> None:
         super().__init__(Inode(S_IFCHR | 0o660))

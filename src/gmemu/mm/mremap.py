@@ -16,6 +16,7 @@ from ..rules import mm as rules
 from ..uapi.mman import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE
 from .address_space import TASK_SIZE_PAGES, AddressSpace, Vma
 from .gup import mm_populate
+from .vma import VM_ACCOUNT
 
 __all__ = ["Remap", "do_mremap", "do_mremap_one"]
 
@@ -33,6 +34,9 @@ class Remap(NamedTuple):
     new_address: int = 0
     splits_locked: bool = True
     """What becomes of a locked mapping of which MREMAP_DONTUNMAP moves a part: only that part is unlocked, or all of it."""
+
+    charge: int = 0
+    """How many bytes more of private memory are to be committed."""
 
     @property
     def to_new_address(self) -> bool:
@@ -63,6 +67,7 @@ def do_mremap(mm: AddressSpace, asked: Remap) -> int:
         raise rules.MREMAP_LENGTH(f"new length {asked.new_length:#x}")
     if asked.to_new_address:
         _check_target(asked)
+    asked = asked._replace(charge=_kept(asked) or abs(asked.new_length - asked.old_length))
     with mm.mmap_lock.exclusive:
         if asked.flags & MREMAP_FIXED and asked.old_length == asked.new_length:
             return _move_all(mm, asked)
@@ -87,6 +92,7 @@ def do_mremap_one(mm: AddressSpace, asked: Remap) -> int:
     _check_flags(asked)  # of lengths as they are given
     asked = asked.aligned()
     _check_source(asked)
+    asked = asked._replace(charge=_kept(asked) or max(asked.new_length - asked.old_length, 0))
     with mm.mmap_lock.exclusive:
         vma = _find(mm, asked.address)
         if asked.to_new_address:
@@ -143,6 +149,18 @@ def _check_resize(vma: Vma, asked: Remap, old_length: int) -> None:
         raise rules.MREMAP_CROSSES(f"{asked.address:#x}+{old_length:#x} in {vma}")
 
 
+def _kept(asked: Remap) -> int:
+    """What is to be committed anew where the old mapping stays."""
+    return asked.new_length if asked.flags & MREMAP_DONTUNMAP else 0
+
+
+def _check_charge(mm: AddressSpace, vma: Vma, asked: Remap) -> None:
+    """vrm_calc_charge(), __vm_enough_memory() as it guesses by default.  Since 6.17 what a move shrinks by counts
+    as well."""
+    if vma.flags & VM_ACCOUNT and asked.charge >> PAGE_SHIFT > mm.memmap.nr_pages:
+        raise rules.MREMAP_CHARGE(f"{asked.charge:#x} bytes, and {mm.memmap.nr_pages} pages in the machine")
+
+
 # What is done
 
 
@@ -161,6 +179,7 @@ def _move_all(mm: AddressSpace, asked: Remap) -> int:
         at = min(end, vma.end << PAGE_SHIFT)
         target = asked.new_address + start - asked.address
         part = asked._replace(address=start, old_length=at - start, new_length=at - start, new_address=target)
+        part = part._replace(charge=_kept(part))
         _check_resize(vma, part, part.old_length)
         _to(mm, part)
     return asked.new_address
@@ -190,6 +209,7 @@ def _at(mm: AddressSpace, vma: Vma, asked: Remap) -> int:
         return asked.address
     delta = asked.new_length - asked.old_length >> PAGE_SHIFT
     if vma.end << PAGE_SHIFT == asked.address + asked.old_length and _expandable(mm, vma, delta):
+        _check_charge(mm, vma, asked)
         with mm.page_table_lock:
             vma.end += delta
         mm.merge(vma.start, vma.end)
@@ -217,6 +237,7 @@ def _move(mm: AddressSpace, vma: Vma, asked: Remap, to: int) -> int:
     old, pages = asked.address >> PAGE_SHIFT, asked.new_length >> PAGE_SHIFT
     old_end = old + (asked.old_length >> PAGE_SHIFT)
     keep = bool(asked.flags & MREMAP_DONTUNMAP)
+    _check_charge(mm, vma, asked)
     if keep and vma.locked and asked.splits_locked:
         vma = mm.isolate(vma, old, old_end)
     moved = Vma(mm, to, to + pages, vma.prot, vma.shared, vma.file, vma.pgoff + old - vma.start)

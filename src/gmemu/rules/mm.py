@@ -238,6 +238,13 @@ MREMAP_NO_ROOM = rule(
     "without MREMAP_MAYMOVE the old range must end with its mapping, and what it grows by be free",
     "mm/mremap.c: expand_vma()",
 )
+MREMAP_CHARGE = rule(
+    "mm.mremap.charge",
+    ENOMEM,
+    "private memory that is to be committed must not be more than the machine has",
+    "mm/mremap.c: vrm_calc_charge(), mm/util.c: __vm_enough_memory()",
+    advice="Linux 6.17 and newer count what a move shrinks by, too: shrink first, then move.",
+)
 MLOCK_WRAP = rule("mm.mlock.wrap", EINVAL, "the range must not wrap", "mm/mlock.c: apply_vma_lock_flags()")
 MLOCK_UNMAPPED = rule("mm.mlock.unmapped", ENOMEM, "the whole range must be mapped", "mm/mlock.c: apply_vma_lock_flags()")
 MLOCK_FAULT = rule(

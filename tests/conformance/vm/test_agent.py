@@ -268,6 +268,39 @@ class TestProcesses:
             door.begin(Sys.GETPID)
 
 
+class TestMovingAndCopying:
+    def test_mremap_and_mlock(self, door: AgentDoor) -> None:
+        memory = anonymous(door, 2).address
+        door.store(memory, b"moved")
+        there = door.mmap(0, PAGE, 1, MAP_PRIVATE | MAP_ANONYMOUS)
+        assert door.mremap(memory, PAGE, PAGE, 3, there) == there
+        assert door.load(there, 5) == b"moved"
+        door.mlock(there, PAGE)
+        with pytest.raises(KernelError, match="EINVAL"):
+            door.madvise(there, PAGE, 4)
+        door.munlock(there, PAGE)
+        door.madvise(there, PAGE, 4)
+
+    def test_pipes(self, door: AgentDoor) -> None:
+        memory = anonymous(door).address
+        reads, writes = door.pipe()
+        door.store(memory, b"by reference")
+        assert door.vmsplice(writes, [(memory, 3), (memory + 3, 9)], 2) == 12
+        file, where = door.memfd_create("x"), bytearray((5).to_bytes(8, "little"))
+        assert door.splice(reads, 0, file, where, 100) == 12
+        assert int.from_bytes(where, "little") == 17
+        assert door.pread(file, 12, 5) == b"by reference"
+        with pytest.raises(KernelError, match="EAGAIN"):
+            door.read(reads, 1)
+
+    def test_a_process_by_its_number(self, door: AgentDoor) -> None:
+        memory = anonymous(door).address
+        door.store(memory, b"own")
+        assert door.process_vm_readv(door.getpid(), [(memory + 8, 3)], [(memory, 3)]) == 3
+        assert door.process_vm_writev(door.getpid(), [(memory, 2)], [(memory + 20, 2)]) == 2
+        assert door.load(memory, 22) == b"own" + bytes(5) + b"own" + bytes(9) + b"ow"
+
+
 class TestProtocol:
     @pytest.mark.parametrize("request_", [b"\x63", b"\x00", bytes((Op.CALL,)), bytes((Op.LOAD, 1)), bytes((Op.STORE, 1))])
     def test_what_is_not_understood_is_refused(self, door: AgentDoor, request_: bytes) -> None:

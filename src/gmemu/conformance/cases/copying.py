@@ -68,6 +68,10 @@ def files(b: Bench) -> None:
         b.probe(f"a bad offset of {what}", b.door.splice, fd, 1, fds["write end"], 0, PAGE, NOW)
         b.probe(f"write to {what}", b.door.write, fd, b"w" if what == "write end" else b"")
         b.probe(f"read from {what}", b.door.read, fd, 0)
+    b.door.write(fds["write end"], b"full" * (1 << 20))
+    for what, fd in fds.items():
+        b.probe(f"{what} into a full pipe", b.door.splice, fd, 0, fds["write end"], 0, PAGE, NOW)
+        b.probe(f"{what} with an offset, into a full pipe", b.door.splice, fd, bytearray(8), fds["write end"], 0, PAGE, NOW)
     for bit in range(32):
         b.probe(f"flag {bit}", b.door.splice, fds["guest_memfd"], 0, fds["write end"], 0, PAGE, 1 << bit)
 
@@ -104,6 +108,9 @@ def pipes(b: Bench) -> None:
     b.probe("write to a full one", b.door.write, writes.fd, b"w")
     b.probe("splice from a full one", b.door.splice, reads.fd, 0, other_writes.fd, 0, 40000, NOW)
     b.probe("splice to a full one", lambda: [b.door.splice(reads.fd, 0, other_writes.fd, 0, 1 << 20, NOW) for _ in range(3)])
+    b.door.read(reads.fd, 1 << 20)
+    b.probe("many small ones", lambda: sum(b.door.write(writes.fd, b"s" * 100) for _ in range(60)))
+    b.probe("all of them", lambda: len(b.door.read(reads.fd, 1 << 20)))
     reads.close()
     b.probe("write without a reader", b.door.write, writes.fd, b"w")
     b.probe("splice without a reader", b.door.splice, other_reads.fd, 0, writes.fd, 0, 1, NOW)
@@ -183,6 +190,9 @@ def _vmsplice(b: Bench, what: str, m: Mapping) -> None:
         SPLICE_F_GIFT | SPLICE_F_MOVE | SPLICE_F_MORE | NOW,
     )
     m[:4] = b"late"
+    b.door.vmsplice(writes.fd, [(m.address, 4)], NOW)
+    b.probe(f"{what}: written behind it", b.door.write, writes.fd, b"!!!")
+    b.probe(f"{what}: which it isn't in memory", lambda: m[:8])
     b.probe(f"{what}: stored to afterwards", lambda: b.door.read(reads.fd, PAGE)[:6])
     b.door.write(writes.fd, b"from the pipe" * 400)
     b.probe(

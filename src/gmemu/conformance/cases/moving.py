@@ -73,6 +73,8 @@ def _refusals(b: Bench, what: str, m: Mapping) -> None:
             b.probe(f"{what}: from {name}, flags {flags}", b.door.mremap, address, PAGE, 2 * PAGE, flags, room)
         b.probe(f"{what}: from {name}, the same length", b.door.mremap, address, PAGE, PAGE, 0)
         b.probe(f"{what}: only moved from {name}", b.door.mremap, address, PAGE, PAGE, TO, room)
+    for flags in (MREMAP_FIXED, MREMAP_DONTUNMAP, MREMAP_FIXED | MREMAP_DONTUNMAP):
+        b.probe(f"{what}: flags {flags}, elsewhere", b.door.mremap, m.address, PAGE, PAGE, flags, room)
     for old, new in ((1, PAGE), (PAGE, 1), (PAGE - 1, PAGE + 1)):
         for flags in (KEEP, MREMAP_MAYMOVE | MREMAP_DONTUNMAP):
             lengths = f"{old} to {new} bytes"
@@ -201,6 +203,7 @@ def neighbours(b: Bench) -> None:
     for what, call, back in changes:
         call()
         b.probe(f"{what} in the middle: grow", b.mremap, m.address, 3 * PAGE, 4 * PAGE, TO)
+        b.probe(f"{what} in the middle: grow the first", b.door.mremap, m.address, PAGE, 2 * PAGE, 0)
         b.probe(f"{what} in the middle: pages", b.door.load, m.address, 2)
         back()
         moved = b.probe(f"{what}, and back: move", b.mremap, m.address, 4 * PAGE, 4 * PAGE, TO)
@@ -222,6 +225,8 @@ def under_a_guest(b: Bench) -> None:
     b.door.mremap(moved.address, 2 * PAGE, 2 * PAGE, TO, m.address)
     m[0] = 0x7A
     b.guest(vm, vcpu, "moved back", [Load(0, 1), Load(PAGE, 1)])
+    b.probe("move and keep", b.mremap, m.address, 2 * PAGE, 2 * PAGE, KEEP)
+    b.guest(vm, vcpu, "what is kept", [Load(0, 1), Load(PAGE, 1)])
 
 
 # mlock

@@ -87,7 +87,9 @@ def _on_ray(jobs: list[Job]) -> Iterator[JobResult]:
         import ray  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise EngineMissing("--engine ray needs Ray: pip install 'gmemu[ray]'") from None
-    own = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    own: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    )
     with ray.init(log_to_driver=False, logging_level=logging.ERROR, **own):
         remote: Any = ray.remote(run_job)
         waiting = [remote.remote(job) for job in jobs]
