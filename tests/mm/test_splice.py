@@ -76,6 +76,16 @@ def test_until_it_is_full_or_a_page_is_missing(machine: Machine) -> None:
     close(reads, writes)
 
 
+def test_pages_are_faulted_in_before_there_is_found_to_be_no_room(machine: Machine) -> None:
+    mm, file = machine.process().mm, machine.shmem(20)
+    reads, writes = pipe(machine)
+    mm.map_region(BASE // PAGE, 20, RW, True, file, 0)
+    assert do_vmsplice(mm, writes, [(BASE, 20 * PAGE)], NOW) == PIPE_BUFFERS * PAGE
+    assert file.cache.nrpages == 20
+    file.put()
+    close(reads, writes)
+
+
 def test_out_of_a_pipe_into_memory(machine: Machine) -> None:
     """A buffer that can't be stored as a whole stays, though its beginning was stored."""
     mm = machine.process().mm

@@ -20,6 +20,7 @@ __all__ = ["check_splice_flags", "do_splice", "do_vmsplice"]
 
 _ALL = SPLICE_F_MOVE | SPLICE_F_NONBLOCK | SPLICE_F_MORE | SPLICE_F_GIFT
 _OFFSET = struct.Struct("<q")
+_PAGES_AT_ONCE = 16
 
 
 def check_splice_flags(flags: int) -> None:
@@ -48,22 +49,44 @@ def do_vmsplice(mm: AddressSpace, file: File, iov: Sequence[Iovec], flags: int) 
 
 
 def _iter_to_pipe(mm: AddressSpace, user: IovIter, pipe: Pipe) -> int:
-    """iter_to_pipe(): until the pipe is full, or a page can't be had."""
+    """iter_to_pipe(): until the pipe is full, or a page can't be had.  Pages are had before room is looked for."""
     total = 0
-    while user.count and pipe.room:
-        address, have = user.segment()
-        offset = address & (PAGE_SIZE - 1)
+    while user.count:
         try:
-            [(pfn, _)] = get_user_pages_fast(mm, address - offset, 1)
+            parts = _get_pages(mm, *user.segment())
         except KernelError:
             if not total:
                 raise
             break
-        length = min(have, PAGE_SIZE - offset)
-        pipe.add(PipeBuffer(pfn, offset, length))
-        user.advance(length)
-        total += length
+        fitting = parts[: pipe.room]
+        for part in fitting:
+            pipe.add(part)
+            user.advance(part.length)
+            total += part.length
+        for part in parts[len(fitting) :]:
+            mm.memmap.put(part.pfn)
+        if len(fitting) < len(parts):
+            break
     return total
+
+
+def _get_pages(mm: AddressSpace, address: int, have: int) -> list[PipeBuffer]:
+    """iov_iter_get_pages2(): at most 16 pages of `have` bytes at user `address`; fewer if one can't be had.
+
+    Raises EFAULT (`mm.gup.fault`) and ENOMEM (`mm.page.oom`) for the first.
+    """
+    parts: list[PipeBuffer] = []
+    while have and len(parts) < _PAGES_AT_ONCE:
+        offset = address & (PAGE_SIZE - 1)
+        try:
+            [(pfn, _)] = get_user_pages_fast(mm, address - offset, 1)
+        except KernelError:
+            if not parts:
+                raise
+            break
+        parts.append(PipeBuffer(pfn, offset, min(have, PAGE_SIZE - offset)))
+        address, have = address + parts[-1].length, have - parts[-1].length
+    return parts
 
 
 def _pipe_to_iter(pipe: Pipe, user: IovIter, *, nonblock: bool) -> int:
