@@ -85,12 +85,16 @@ class NestedPageFault(NamedTuple):
 
 
 class Vmmcall(NamedTuple):
-    """VMMCALL with a number and up to four arguments in registers, at a privilege level, in 64-bit code or not."""
+    """VMMCALL with a number and up to four arguments in registers, at a privilege level, in 64-bit code or not.
+
+    `vendor` is whose instruction it was, where that is known.
+    """
 
     nr: int
     args: tuple[int, ...]
     cpl: int = 0
     long_mode: bool = True
+    vendor: str = ""
 
 
 class GhcbMsr(NamedTuple):

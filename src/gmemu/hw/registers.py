@@ -124,6 +124,11 @@ class Registers:
         return self._sregs.apic_base
 
     @property
+    def cr8(self) -> int:
+        """The task priority, where no local APIC has it."""
+        return self._sregs.cr8
+
+    @property
     def fpu(self) -> kvm_fpu:
         """x87 and SSE."""
         if source := self._fetch("fpu"):

@@ -23,6 +23,7 @@ __all__ = [
     "kvm_cpuid",
     "set_cpuid2",
     "supported",
+    "cr4_valid",
     "get_emulated_cpuid",
 ]
 
@@ -32,6 +33,7 @@ _ENTRY = kvm_cpuid_entry2.SIZE
 _VENDORS = {"amd": b"AuthenticAMD", "intel": b"GenuineIntel"}
 _KVM_SIGNATURE = 0x40000000
 _KVM_FEATURES = 0x40000001
+_DISABLE_EXITS_HLT = 2
 
 # What the engine executes and this KVM virtualizes, by bit.
 _1_EDX = sum(1 << n for n in (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 19, 23, 24, 25, 26))
@@ -113,6 +115,36 @@ def get_supported_cpuid(host: Host, arg: UserPointer) -> int:
     return _give(host.rt.current.mm, arg, supported(host))
 
 
+_CR4_ALWAYS = 0x7FF
+_CR4_FEATURES = (
+    (11, 7, "ecx", 2),
+    (12, 7, "ecx", 16),
+    (13, 1, "ecx", 5),
+    (16, 7, "ebx", 0),
+    (17, 1, "ecx", 17),
+    (18, 1, "ecx", 26),
+    (20, 7, "ebx", 7),
+    (21, 7, "ebx", 20),
+    (22, 7, "ecx", 3),
+)
+"""bit of CR4, and where CPUID says that there is one: leaf, register, bit"""
+
+
+def cr4_allowed(entries: list[kvm_cpuid_entry2]) -> int:
+    """__cr4_reserved_bits(), inverted: the bits of CR4 that go with what `entries` have."""
+    words = {(e.function, name): getattr(e, name) for e in entries if e.index == 0 for name in ("ebx", "ecx")}
+    found = (1 << bit for bit, leaf, name, at in _CR4_FEATURES if words.get((leaf, name), 0) >> at & 1)
+    return _CR4_ALWAYS | sum(found)
+
+
+def cr4_valid(vcpu: Vcpu, value: int) -> bool:
+    """kvm_is_valid_cr4(): what the host has, and what the guest was told, once it was."""
+    allowed = cr4_allowed(supported(vcpu.vm.host))
+    if vcpu.cpuid:
+        allowed &= cr4_allowed(cpuid_of(vcpu))
+    return not value & ~allowed
+
+
 def get_emulated_cpuid(host: Host, arg: UserPointer) -> int:
     """KVM_GET_EMULATED_CPUID: what KVM would emulate though the processor lacks it: MOVBE and RDPID."""
     return _give(host.rt.current.mm, arg, [_e(0, 7, 0, 0, 0), _e(1, 0, 0, 1 << 22, 0), _e(7, 0, 0, 1 << 22, 0, 0)])
@@ -139,8 +171,15 @@ def set_cpuid2(vcpu: Vcpu, arg: UserPointer) -> int:
     widths = next((entry.eax >> 8 & 0xFF for entry in entries if entry.function == 0x80000008), 0)
     if widths not in (0, 48, 57):
         raise rules.CPUID_VIRTUAL_BITS(f"{widths} bits")
-    vcpu.cpuid = given
+    vcpu.cpuid = [_without_unhalt(vcpu, entry).pack() for entry in entries]
     return 0
+
+
+def _without_unhalt(vcpu: Vcpu, entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2:
+    """kvm_update_pv_runtime(): a guest that halts without an exit can't be woken by a hypercall."""
+    if entry.function == _KVM_FEATURES and vcpu.vm.disabled_exits & _DISABLE_EXITS_HLT:
+        entry.eax &= ~(1 << 7)
+    return entry
 
 
 def _without_runtime(entry: kvm_cpuid_entry2) -> tuple[int, ...]:
@@ -178,7 +217,7 @@ def _update_runtime(vcpu: Vcpu, entry: kvm_cpuid_entry2) -> None:
         osxsave = entry.ecx & 1 << 26 and sregs.cr4 & 1 << 18
         entry.ecx = entry.ecx & ~OSXSAVE | (OSXSAVE if osxsave else 0)
         entry.edx = entry.edx & ~APIC_ON | (APIC_ON if sregs.apic_base & 1 << 11 else 0)
-        if not vcpu.vm.quirks_disabled & 1 << 5:  # KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+        if not vcpu.vm.quirks_disabled & 1 << 4:  # KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
             allowed = vcpu.msrs.get(0x1A0, 0) & 1 << 18
             entry.ecx = entry.ecx & ~MONITOR | (MONITOR if allowed else 0)
     elif (entry.function == 0xD and entry.index == 0) or (entry.function == 0xD and entry.index == 1 and entry.eax & 0xA):

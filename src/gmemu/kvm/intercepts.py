@@ -18,7 +18,7 @@ from ..hw.cpu import (
     Xsetbv,
 )
 from ..uapi.kvm import KVM_INTERNAL_ERROR_EMULATION, ExitReason, kvm_exit_internal_error, kvm_exit_msr
-from .cpuid import XCR0_SUPPORTED, find_entry, kvm_cpuid
+from .cpuid import XCR0_SUPPORTED, cr4_valid, find_entry, kvm_cpuid
 from .msr import MsrError, get_msr, set_msr
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = ["handle_intercept"]
 
 _GP = GuestException(13, 0)
 _UD = GuestException(6)
-_CR4_RESERVED = ~0x00370FFF & (1 << 64) - 1
 _CR0_PE, _CR0_NW, _CR0_CD, _CR0_PG = 1, 1 << 29, 1 << 30, 1 << 31
 _CR4_PAE, _CR4_VMXE = 1 << 5, 1 << 13
 MSR_EXIT_UNKNOWN, MSR_EXIT_INVAL, MSR_EXIT_FILTER = 1 << 1, 1 << 0, 1 << 2
@@ -104,11 +103,7 @@ def _cr(vcpu: Vcpu, exit_: CrAccess) -> int:
         if turning_on and sregs.efer & 1 << 8 and (not sregs.cr4 & _CR4_PAE or sregs.cs.l):
             bad = 1
     else:
-        allowed = ~_CR4_RESERVED
-        features = find_entry(vcpu, 1, 0)
-        if features is None or not features.ecx & 1 << 26:
-            allowed &= ~(1 << 18)
-        bad = value & ~allowed or (sregs.efer & 1 << 10 and not value & _CR4_PAE)
+        bad = not cr4_valid(vcpu, value) or (sregs.efer & 1 << 10 and not value & _CR4_PAE)
     vcpu.completion = _GP if bad else True
     return 1
 
@@ -150,7 +145,7 @@ def _xsetbv(vcpu: Vcpu, exit_: Xsetbv) -> int:
 
 def _mwait(vcpu: Vcpu, exit_: Mwait) -> int:
     """kvm_emulate_monitor_mwait(): a no-op, or #UD where CPUID denies it and no quirk forgives that."""
-    never_faults = not vcpu.vm.quirks_disabled & 1 << 4  # KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+    never_faults = not vcpu.vm.quirks_disabled & 1 << 6  # KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
     features = find_entry(vcpu, 1, 0)
     has = features is not None and kvm_cpuid(vcpu, 1, 0)[2] & 1 << 3
     vcpu.completion = True if never_faults or has else _UD
@@ -158,8 +153,16 @@ def _mwait(vcpu: Vcpu, exit_: Mwait) -> int:
 
 
 def _failure(vcpu: Vcpu, exit_: EmulationFailure) -> int:
-    """handle_emulation_failure(): code or an event's frame isn't in memory."""
-    vcpu.set_exit(ExitReason.INTERNAL_ERROR, kvm_exit_internal_error(suberror=KVM_INTERNAL_ERROR_EMULATION))
+    """handle_emulation_failure(): code or an event's frame isn't in memory, or KVM can't take the instruction apart.
+
+    With the instruction's bytes, where user space may have them (prepare_emulation_failure_exit).
+    """
+    code = vcpu.machine.code_at_rip() if vcpu.machine is not None else b""
+    data = [len(code) and 1, len(code) | int.from_bytes(code[:7], "little") << 8, int.from_bytes(code[7:15], "little")]
+    details = kvm_exit_internal_error(
+        suberror=KVM_INTERNAL_ERROR_EMULATION, ndata=3 if code else 0, data=tuple(data + [0] * 13)
+    )
+    vcpu.set_exit(ExitReason.INTERNAL_ERROR, details)
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..hw.registers import MSR_IA32_CR_PAT, PAT_DEFAULT
 from .cpuid import find_entry
+from .pvclock import write_wall_clock
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -111,6 +112,7 @@ MSRS: dict[int, Msr] = {
     0x179: Msr("IA32_MCG_CAP", 0x0100_0000, _host_only),
     0x17A: Msr("IA32_MCG_STATUS"),
     0x17B: Msr("IA32_MCG_CTL", 0, lambda vcpu, value, host: value in (0, _U64)),
+    0x1FC: Msr("IA32_POWER_CTL"),
     MSR_MISC_ENABLE: Msr("IA32_MISC_ENABLE", 1 << 11 | 1 << 12),
     **{0x200 + 2 * i: Msr(f"MTRRphysBase{i}", 0, _mtrr_base) for i in range(8)},
     **{0x201 + 2 * i: Msr(f"MTRRphysMask{i}", 0, _mtrr_mask) for i in range(8)},
@@ -170,6 +172,7 @@ _EMULATED = (
     MSR_SMI_COUNT,
     0x140,
     MSR_UCODE_REV,
+    0x1FC,
     MSR_HWCR,
     0x2FF,
     *_FIXED_MTRRS,
@@ -192,6 +195,29 @@ _SAVED = (
 )
 FEATURE_MSRS = {MSR_DE_CFG: 2, MSR_UCODE_REV: 0x100000000, MSR_ARCH_CAPABILITIES: 0}
 """Feature MSRs, index -> value: what the (simulated) processor has, for KVM_GET_MSRS on /dev/kvm."""
+
+
+_PV_FEATURES = {
+    0x11: 0,
+    0x12: 0,
+    0x4B564D00: 3,
+    0x4B564D01: 3,
+    0x4B564D02: 4,
+    0x4B564D06: 14,
+    0x4B564D07: 14,
+    0x4B564D03: 5,
+    0x4B564D04: 6,
+    0x4B564D05: 12,
+}
+"""KVM's own MSRs -> the KVM_FEATURE_* bit that goes with each"""
+
+
+def guest_pv_has(vcpu: Vcpu, feature: int) -> bool:
+    """guest_pv_has(): whether the guest may use what KVM adds; without enforcement it always may."""
+    if not vcpu.pv_enforced:
+        return True
+    entry = find_entry(vcpu, 0x40000001, 0)
+    return entry is not None and bool(entry.eax >> feature & 1)
 
 
 def saved_indices() -> list[int]:
@@ -230,6 +256,8 @@ def get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
     msr = MSRS.get(index) or _bank(index)
     if msr is None:
         raise MsrError(f"there is no MSR {index:#x}")
+    if index in _PV_FEATURES and not guest_pv_has(vcpu, _PV_FEATURES[index]):
+        raise MsrError(f"the guest's CPUID doesn't have {msr.name}")
     return vcpu.msrs.get(index, msr.reset)
 
 
@@ -246,6 +274,8 @@ def set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     msr = MSRS.get(index) or _bank(index)
     if msr is None:
         raise MsrError(f"there is no MSR {index:#x}")
+    if index in _PV_FEATURES and not guest_pv_has(vcpu, _PV_FEATURES[index]):
+        raise MsrError(f"the guest's CPUID doesn't have {msr.name}")
     if not msr.valid(vcpu, value, host):
         raise MsrError(f"{msr.name} can't be {value:#x}")
     special = _SPECIAL.get(index)
@@ -284,11 +314,18 @@ def _set_base(name: str) -> Callable[[Vcpu, int, bool], None]:
     return set_
 
 
+def apic_base_valid(vcpu: Vcpu, value: int) -> bool:
+    """kvm_set_apic_base() by user space: no reserved bits, and x2APIC only on top of enabled, if the guest has it."""
+    features = find_entry(vcpu, 1, 0)
+    x2apic = features is None or features.ecx >> 21 & 1
+    return not (value >> 48 or value & 0x2FF or value & 0xC00 == 0x400 or (value & 0x400 and not x2apic))
+
+
 def _set_apic_base(vcpu: Vcpu, value: int, host: bool) -> None:
     """kvm_set_apic_base(): x2APIC only on top of enabled, and no way back from it but by disabling."""
     sregs = vcpu.sregs
     old, new = sregs.apic_base & 0xC00, value & 0xC00
-    if value & ~(0xFFFFFFFFFF00 | 0xFF) or value & 0x2FF or new == 0x400:
+    if not apic_base_valid(vcpu, value):
         raise MsrError(f"IA32_APICBASE can't be {value:#x}")
     if not host and ((old == 0xC00 and new == 0x800) or (not old and new == 0xC00)):
         raise MsrError(f"IA32_APICBASE can't go from {sregs.apic_base:#x} to {value:#x}")
@@ -318,6 +355,22 @@ def _set_tsc_deadline(vcpu: Vcpu, value: int, host: bool) -> None:
         vcpu.apic.set_tsc_deadline(value)
 
 
+def _set_wall_clock(vcpu: Vcpu, value: int, host: bool) -> None:
+    """kvm_write_wall_clock()."""
+    vcpu.registers.set_msr(0x4B564D00, value)
+    vcpu.registers.set_msr(0x11, value)
+    if value and not host:
+        write_wall_clock(vcpu, value)
+
+
+def _set_system_time(vcpu: Vcpu, value: int, host: bool) -> None:
+    """kvm_write_system_time()."""
+    vcpu.registers.set_msr(0x4B564D01, value)
+    vcpu.registers.set_msr(0x12, value)
+    vcpu.pvclock_gpa = value & ~1 if value & 1 else None
+    vcpu.clock_update = True
+
+
 _SPECIAL: dict[int, Callable[[Vcpu, int, bool], None]] = {
     MSR_EFER: _set_efer,
     MSR_FS_BASE: _set_base("fs"),
@@ -326,4 +379,8 @@ _SPECIAL: dict[int, Callable[[Vcpu, int, bool], None]] = {
     MSR_TSC: _set_tsc,
     MSR_TSC_ADJUST: _set_tsc_adjust,
     MSR_TSC_DEADLINE: _set_tsc_deadline,
+    0x11: _set_wall_clock,
+    0x12: _set_system_time,
+    0x4B564D00: _set_wall_clock,
+    0x4B564D01: _set_system_time,
 }

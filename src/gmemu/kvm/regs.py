@@ -45,20 +45,19 @@ from ..uapi.kvm_x86 import (
     kvm_xcrs,
 )
 from ..uapi.layout import Struct
-from .cpuid import get_cpuid2, set_cpuid2
-from .msr import MsrError, get_msr, set_msr
+from .cpuid import cr4_valid, get_cpuid2, set_cpuid2
+from .msr import MsrError, apic_base_valid, get_msr, set_msr
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
 
-__all__ = ["IOCTLS", "valid_sregs"]
+__all__ = ["IOCTLS", "fixed_regs", "valid_sregs"]
 
 S = TypeVar("S", bound=Struct)
 VcpuIoctl = Callable[["Vcpu", UserPointer], int]
 
 _CR0_RESERVED = ~0xE005003F & (1 << 64) - 1
 _EFER_KNOWN = 0xFD01
-_CR4_KNOWN = 0x10F77FFF
 _XCR0_KNOWN = 0x2FF
 _HEAD = 8
 
@@ -91,9 +90,14 @@ def _setter(
     return set_
 
 
-def _fix_rflags(vcpu: Vcpu, regs: kvm_regs) -> None:
-    """__set_regs(): bit 1 reads as 1 always."""
+def fixed_regs(regs: kvm_regs) -> kvm_regs:
+    """__set_regs(): what a vCPU has after it was given `regs`."""
     regs.rflags |= 2
+    return regs
+
+
+def _fix_rflags(vcpu: Vcpu, regs: kvm_regs) -> None:
+    fixed_regs(regs)
 
 
 def valid_sregs(vcpu: Vcpu, sregs: kvm_sregs) -> None:
@@ -103,13 +107,24 @@ def valid_sregs(vcpu: Vcpu, sregs: kvm_sregs) -> None:
         raise rules.SREGS_INVALID(f"cr0 {sregs.cr0:#x}")
     if sregs.efer & ~_EFER_KNOWN:
         raise rules.SREGS_INVALID(f"efer {sregs.efer:#x}")
-    if sregs.cr4 & ~_CR4_KNOWN:
+    if not cr4_valid(vcpu, sregs.cr4):
         raise rules.SREGS_INVALID(f"cr4 {sregs.cr4:#x}")
     if sregs.efer & 0x100 and paging:
         if not sregs.cr4 & 0x20 or not sregs.efer & 0x400:
             raise rules.SREGS_INVALID(f"efer {sregs.efer:#x} with cr4 {sregs.cr4:#x}")
     elif sregs.efer & 0x400 or sregs.cs.l:
         raise rules.SREGS_INVALID(f"efer {sregs.efer:#x} with cr0 {sregs.cr0:#x}")
+    if not apic_base_valid(vcpu, sregs.apic_base):
+        raise rules.SREGS_INVALID(f"apic_base {sregs.apic_base:#x}")
+
+
+def _set_sregs(vcpu: Vcpu, arg: UserPointer) -> int:
+    """kvm_arch_vcpu_ioctl_set_sregs()."""
+    _setter("sregs", kvm_sregs, valid_sregs)(vcpu, arg)
+    if vcpu.apic is not None:
+        vcpu.apic.base_changed(vcpu.sregs.apic_base)
+        vcpu.apic.cr8 = vcpu.sregs.cr8
+    return 0
 
 
 def _valid_debugregs(vcpu: Vcpu, regs: kvm_debugregs) -> None:
@@ -216,7 +231,7 @@ IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
     KVM_GET_REGS: _getter("regs"),
     KVM_SET_REGS: _setter("regs", kvm_regs, _fix_rflags),
     KVM_GET_SREGS: _getter("sregs"),
-    KVM_SET_SREGS: _setter("sregs", kvm_sregs, valid_sregs),
+    KVM_SET_SREGS: _set_sregs,
     KVM_GET_FPU: _getter("fpu"),
     KVM_SET_FPU: _setter("fpu", kvm_fpu),
     KVM_GET_DEBUGREGS: _getter("debugregs"),

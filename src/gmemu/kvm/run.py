@@ -5,7 +5,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hw.cpu import Access, DeviceAccess, Exit, ExternalInterrupt, Hlt, NestedPageFault, PortIo, Shutdown, Vmmcall
+from ..hw.cpu import (
+    Access,
+    DeviceAccess,
+    Exit,
+    ExternalInterrupt,
+    GuestException,
+    Hlt,
+    NestedPageFault,
+    PortIo,
+    Shutdown,
+    Vmmcall,
+)
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.uaccess import UserPointer
 from ..rules import KernelError, MemoryFault
@@ -26,6 +37,9 @@ from ..uapi.kvm_x86 import KVM_EXIT_HYPERCALL_LONG_MODE
 from .devices import mmio, pio
 from .interrupts import block, inject
 from .mmu import RetPf
+from .msr import guest_pv_has
+from .pvclock import update_guest_time
+from .sync_regs import finish_run, start_run
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -33,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["map_gpa_range_exit", "vcpu_ioctl_run"]
 
 _U64 = (1 << 64) - 1
+_QUIRK_FIX_HYPERCALL = 1 << 5
+_YIELDS = {5: 7, 11: 13}
+"""KVM_HC_KICK_CPU and _SCHED_YIELD, hints that nothing here depends on -> the KVM_FEATURE_* bit that goes with each"""
 RESET_VECTOR_GFN = 0xFFFFFFF0 >> PAGE_SHIFT
 
 
@@ -40,6 +57,17 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
     """kvm_arch_vcpu_ioctl_run(): 0 with an exit reason, or an error; EFAULT may come with KVM_EXIT_MEMORY_FAULT."""
     if arg != 0:
         raise rules.RUN_ARG(f"{arg!r}")
+    if vcpu.machine is None:
+        return _run(vcpu)
+    start_run(vcpu)
+    try:
+        return _run(vcpu)
+    finally:
+        finish_run(vcpu)
+
+
+def _run(vcpu: Vcpu) -> int:
+    """kvm_arch_vcpu_ioctl_run() between loading and storing registers, and vcpu_run()."""
     vm, task = vcpu.vm, vcpu.vm.rt.current
     vm.arch.run_pid_change(vcpu)
     immediate = vcpu.immediate_exit
@@ -48,6 +76,7 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
         if complete is not None and complete() <= 0:
             return 0
         if immediate:
+            _finish_instruction(vcpu)
             raise rules.RUN_IMMEDIATE()
         if vm.arch.pre_run(vcpu) <= 0:
             return 0
@@ -63,6 +92,13 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
             _wait_for_start(vcpu)
         if _enter_guest(vcpu) <= 0:
             return 0
+
+
+def _finish_instruction(vcpu: Vcpu) -> None:
+    """The instruction that went to user space is done, though the guest won't go on."""
+    if vcpu.machine is not None and vcpu.machine.runs_code and vcpu.machine.in_instruction:
+        completion, vcpu.completion = vcpu.completion, None
+        vcpu.pending_exit = vcpu.machine.finish_instruction(completion)
 
 
 def _wait_for_start(vcpu: Vcpu) -> None:
@@ -86,6 +122,7 @@ def _enter_guest(vcpu: Vcpu) -> int:
             return 0
         if not vcpu.cpu.has_guest:
             return _no_guest(vcpu)
+        update_guest_time(vcpu)
         inject(vcpu)
         completion, vcpu.completion = vcpu.completion, None
         vcpu.has_run = True
@@ -218,6 +255,11 @@ def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
     if exit_.cpl:
         vcpu.completion = -1  # KVM_EPERM
         return 1
+    if exit_.vendor and exit_.vendor != vcpu.vm.host.platform:
+        return _fix_hypercall(vcpu, exit_)
+    if exit_.nr in _YIELDS and guest_pv_has(vcpu, _YIELDS[exit_.nr]):
+        vcpu.completion = 0
+        return 1
     if exit_.nr != KVM_HC_MAP_GPA_RANGE or not vcpu.vm.exits_on_hypercall(exit_.nr):
         vcpu.completion = -KVM_ENOSYS
         return 1
@@ -232,6 +274,15 @@ def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
 
     flags = KVM_EXIT_HYPERCALL_LONG_MODE if exit_.long_mode else 0
     return vcpu.vm.host.design.map_gpa_range(vcpu, gpa, npages, attributes, complete, flags)
+
+
+def _fix_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
+    """em_hypercall(): the other vendor's instruction is #UD; KVM puts the right one there, unless told not to."""
+    if vcpu.vm.quirks_disabled & _QUIRK_FIX_HYPERCALL or vcpu.machine is None:
+        vcpu.completion = GuestException(6)
+        return 1
+    vcpu.machine.patch(b"\x0f\x01\xd9" if vcpu.vm.host.platform == "amd" else b"\x0f\x01\xc1")
+    return 1
 
 
 def map_gpa_range_exit(vcpu: Vcpu, gpa: int, npages: int, attributes: int, complete: object, flags: int = 0) -> int:

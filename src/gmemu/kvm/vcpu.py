@@ -51,7 +51,7 @@ _IMMEDIATE_EXIT = kvm_run.OFFSETS["immediate_exit"]
 def create_vcpu(vm: Vm, id: int) -> int:
     """kvm_vm_ioctl_create_vcpu(): a vCPU and its descriptor (close-on-exec)."""
     with vm.lock:
-        limit = vm.profile.caps[128].device
+        limit = vm.max_vcpu_id or vm.profile.caps[128].device
         if not 0 <= id < limit:
             raise rules.VCPU_ID(f"id {id}, limit {limit}")
         if vm.created_vcpus >= vm.profile.caps[66].device:
@@ -91,6 +91,9 @@ class Vcpu:
         self.nmi_pending = 0
         self.triple_fault = False
         self.pv_enforced = False
+        self.pvclock_gpa: int | None = None
+        self.pvclock_version = 0
+        self.clock_update = False
         self.guest_debug = 0
         self.signal_mask: int | None = None
         self.wakeup = Event()
@@ -208,6 +211,14 @@ class Vcpu:
     def immediate_exit(self) -> bool:
         """kvm_run->immediate_exit."""
         return self.vm.host.memory.read(self._run + _IMMEDIATE_EXIT, 1) != b"\0"
+
+    def read_run(self, offset: int, length: int) -> bytes:
+        """What stands in kvm_run."""
+        return self.vm.host.memory.read(self._run + offset, length)
+
+    def write_run(self, offset: int, data: bytes) -> None:
+        """Write there."""
+        self.vm.host.memory.write(self._run + offset, data)
 
     def set_exit(self, reason: ExitReason, details: Struct | None = None) -> None:
         """Fill in kvm_run: the reason, and its member of the union."""

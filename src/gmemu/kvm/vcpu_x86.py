@@ -247,6 +247,7 @@ def _set_tsc_khz(vcpu: Vcpu, arg: UserPointer) -> int:
     if not isinstance(arg, int) or arg >= 1 << 31:
         raise rules.TSC_KHZ(f"{arg!r} kHz")
     vcpu.clock.set_khz(arg or vcpu.vm.default_tsc_khz)
+    vcpu.clock_update = True
     return 0
 
 

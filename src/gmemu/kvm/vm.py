@@ -74,7 +74,7 @@ class Vm:
         self.created_vcpus = 0
         self.hypercall_exits = 0
         self.quirks_disabled = 0
-        self.max_vcpu_id = 0
+        self.max_vcpu_id = self.disabled_exits = 0
         self.manual_dirty_log_protect = 0
         self.exit_on_emulation_error = False
         self.bsp_vcpu_id = 0

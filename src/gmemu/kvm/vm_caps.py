@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QUIRKS", "enable_cap"]
 
-QUIRKS = 0x7F
+QUIRKS = 0xFF
 _MSR_EXIT_REASONS = 7
 _DISABLE_EXITS = 0xF
 
@@ -72,7 +72,7 @@ def _max_vcpu_id(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
     with vm.lock:
         if vm.max_vcpu_id == value:
             return 0
-        if vm.max_vcpu_id or vm.bsp_vcpu_id >= value:
+        if vm.max_vcpu_id or vm.bsp_vcpu_id > value:
             raise rules.MAX_VCPU_ID(f"{value} after {vm.max_vcpu_id}, boot processor {vm.bsp_vcpu_id}")
         vm.max_vcpu_id = value
     return 0
@@ -94,8 +94,9 @@ def _platform_info(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
 
 
 def _disable_exits(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
-    """What it allows (to halt or to wait without an exit) is an optimization."""
+    """What it allows (to halt or to wait without an exit) is an optimization, though CPUID tells of it."""
     _allow(value, _DISABLE_EXITS)
+    vm.disabled_exits |= value
     return 0
 
 

@@ -11,6 +11,7 @@ from ..mm.uaccess import UserPointer, copy_from_user, copy_to_user, read_user
 from ..rules import kvm as rules
 from ..uapi import kvm as uapi
 from ..uapi.kvm import (
+    Cap,
     kvm_create_device,
     kvm_device_attr,
     kvm_irq_level,
@@ -166,7 +167,10 @@ def _set_identity_map(vm: Vm, arg: UserPointer) -> int:
 def _set_boot_cpu_id(vm: Vm, arg: UserPointer) -> int:
     if vm.created_vcpus:
         raise rules.BOOT_CPU_ID(f"{vm.created_vcpus} vCPUs")
-    vm.bsp_vcpu_id = int(arg) if isinstance(arg, int) else 0
+    limit = vm.max_vcpu_id or vm.profile.caps[Cap.MAX_VCPU_ID].device
+    if not isinstance(arg, int) or arg >= limit + (not vm.max_vcpu_id):
+        raise rules.BOOT_CPU_ID_LIMIT(f"{arg!r}, limit {limit}")
+    vm.bsp_vcpu_id = arg
     return 0
 
 
@@ -197,6 +201,8 @@ def _set_clock(vm: Vm, arg: UserPointer) -> int:
         raise rules.CLOCK_FLAGS(f"flags {data.flags:#x}")
     passed = time.time_ns() - data.realtime if data.flags & 4 else 0
     vm.clock_offset = data.clock + max(passed, 0) - time.monotonic_ns()
+    for vcpu in vm.vcpus:
+        vcpu.clock_update = True
     return 0
 
 

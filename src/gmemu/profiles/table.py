@@ -127,7 +127,7 @@ _MACHINE: dict[int, CapValues] = {
     Cap.X86_USER_SPACE_MSR: _same(7),
     Cap.SET_GUEST_DEBUG2: _same(0xF0003),
     Cap.XSAVE2: _same(4096),
-    Cap.DISABLE_QUIRKS2: _same(0x7F),
+    Cap.DISABLE_QUIRKS2: _same(0xFF),
 }
 """What a VMM that runs machine code on x86 asks about."""
 

@@ -373,6 +373,12 @@ BOOT_CPU_ID = rule(
     "which vCPU boots must be said before the first is created",
     _X86 + "kvm_arch_vm_ioctl()",
 )
+BOOT_CPU_ID_LIMIT = rule(
+    "kvm.boot-cpu-id.limit",
+    EINVAL,
+    "the boot processor's id must be one that a vCPU may have",
+    _X86 + "kvm_arch_vm_ioctl()",
+)
 NR_MMU_PAGES = rule(
     "kvm.nr-mmu-pages",
     EINVAL,
@@ -498,6 +504,12 @@ MSR_LIST_ROOM = rule(
     E2BIG,
     "the buffer must have room for every index; the number is told",
     _X86 + "kvm_arch_dev_ioctl()",
+)
+SYNC_REGS = rule(
+    "kvm.sync-regs",
+    EINVAL,
+    "kvm_run may mark general registers, sregs and events as valid or dirty",
+    _X86 + "kvm_arch_vcpu_ioctl_run()",
 )
 RUN_STARTED = rule(
     "kvm.run.started",

@@ -174,6 +174,13 @@ class MachineCpu(Cpu):
         self.registers.changed_by_engine()
         return exit_
 
+    def finish_instruction(self, completion: object) -> Exit | None:
+        """Finish the instruction that exited last, and go no further: the next exit if it makes another."""
+        self._load_registers()
+        exit_ = self._complete(completion)
+        self.registers.changed_by_engine()
+        return exit_
+
     def _start(self) -> None:
         self._base = self.memory.base
         self._engine = Engine(self._on_fill, self._on_exception, self._on_device_read, self._on_device_write)
@@ -237,6 +244,13 @@ class MachineCpu(Cpu):
         return bool(env.rflags_system & _IF) and not env.shadow
 
     @property
+    def interrupt_flag(self) -> bool:
+        """RFLAGS.IF."""
+        if self._engine is None or "regs" in self.registers.dirty:
+            return bool(self.registers.regs.rflags & _IF)
+        return bool(self.engine.save().rflags_system & _IF)
+
+    @property
     def in_instruction(self) -> bool:
         """Whether an instruction is half done, or an event is on its way: nothing else may be injected."""
         return self.event is not None or self._instruction is not None or self._step is not None
@@ -292,6 +306,8 @@ class MachineCpu(Cpu):
         env = engine.save()
         step = self._step
         count = 1 if step or self.single_step or (self.window_wanted and self._window_step()) else 0
+        if count and not step and self._at_sensitive():
+            return self._intercepted(0)  # a single instruction is run without a look at where to stop
         if step:
             engine.checkpoint()
             step.begin()
@@ -361,8 +377,7 @@ class MachineCpu(Cpu):
         return ExternalInterrupt() if self.window_wanted and self.interruptible else None
 
     def _at_sensitive(self) -> bool:
-        env = self.engine.save()
-        return decode(self._fetch(env), env.code_bits) is not None
+        return decode(self.code_at_rip(), self.engine.save().code_bits) is not None
 
     def _exception(self, vector: int) -> Exit | None:
         """The engine raised an exception by itself."""
@@ -448,6 +463,16 @@ class MachineCpu(Cpu):
         self.engine.restore()
         return exit_ or self._trap()
 
+    def patch(self, code: bytes) -> None:
+        """Write other code where the instruction is that exited last, and let it run instead."""
+        env = self.engine.save()
+        self._instruction = None
+        try:
+            self.store_linear(env, self.linear_rip(env), code, False)
+        except (GuestFault, NotMemory):
+            self._raise(_UD, None)
+        self._code_changed = True
+
     def _trap(self) -> Exit | None:
         """An instruction is done: the trap after it, if KVM steps through the guest."""
         return ExceptionIntercept(_DB, None, False, _DR6_BS) if self.single_step else None
@@ -472,10 +497,25 @@ class MachineCpu(Cpu):
         for address in self._breakpoints:
             self.engine.stop_at(address)
 
+    def code_at_rip(self) -> bytes:
+        """The bytes of the instruction at RIP and what follows, at most 15."""
+        try:
+            return self._fetch(self.engine.save())
+        except (GuestFault, NotMemory):
+            return b""
+
+    def _is_x87(self) -> bool:
+        """Whether the instruction at RIP is one of the x87's, which KVM's emulator can't take apart."""
+        code = self.code_at_rip().lstrip(b"\x66\x67\x2e\x36\x3e\x26\x64\x65" + bytes(range(0x40, 0x50)))
+        return bool(code) and 0xD8 <= code[0] <= 0xDF
+
     def emulate(self, gpa: int) -> None:
         """KVM found that `gpa` isn't memory: take the instruction apart at the next entry (x86_emulate_instruction)."""
         self._devices.add(gpa >> PAGE_SHIFT)
-        if self.event is None and self._instruction is None and self._step is None:
+        if self.event is None and self._instruction is None and self._step is None and self._is_x87():
+            self._step = DeviceStep(self._devices)
+            self._step.failed_at = gpa
+        elif self.event is None and self._instruction is None and self._step is None:
             self._step = DeviceStep(self._devices)
 
     def _after_step(self, step: DeviceStep) -> Exit | None:

@@ -262,7 +262,8 @@ def _vmcall(cpu: MachineCpu, env: Env, insn: Insn) -> Instruction:
         assert isinstance(value, int)
         env.set_gpr(_RAX, value & mask)
 
-    return _exit(env, insn, Vmmcall(nr, tuple(args), env.cpl, env.code_bits == 64), results)
+    vendor = "intel" if insn.kind is Kind.VMCALL else "amd"
+    return _exit(env, insn, Vmmcall(nr, tuple(args), env.cpl, env.code_bits == 64, vendor), results)
 
 
 def _xsetbv(cpu: MachineCpu, env: Env, insn: Insn) -> Instruction:
@@ -350,6 +351,7 @@ _BEGIN: dict[Kind, Callable[[MachineCpu, Env, Insn], Instruction | None]] = {
     Kind.RDTSCP: _rdtsc,
     Kind.RDPMC: _rdpmc,
     Kind.VMCALL: _vmcall,
+    Kind.VMMCALL: _vmcall,
     Kind.XSETBV: _xsetbv,
     Kind.MONITOR: _mwait,
     Kind.MWAIT: _mwait,

@@ -31,6 +31,7 @@ class Kind(Enum):
     RDTSCP = auto()
     RDPMC = auto()
     VMCALL = auto()
+    VMMCALL = auto()
     XSETBV = auto()
     MONITOR = auto()
     MWAIT = auto()
@@ -77,7 +78,7 @@ _GROUP_7 = {
     0xC8: Kind.MONITOR,
     0xC9: Kind.MWAIT,
     0xD1: Kind.XSETBV,
-    0xD9: Kind.VMCALL,
+    0xD9: Kind.VMMCALL,
     0xF9: Kind.RDTSCP,
 }
 _REGISTER_MOVES = {0x20: Kind.FROM_CR, 0x21: Kind.FROM_DR, 0x22: Kind.TO_CR, 0x23: Kind.TO_DR}
