@@ -66,6 +66,18 @@ def test_what_vmsplice_refuses(machine: Machine) -> None:
     close(reads, writes)
 
 
+def test_the_zero_page_takes_the_slow_way(machine: Machine) -> None:
+    """Which asks the mapping; a page of the process's own, once there, is had whatever the mapping says."""
+    mm = machine.process().mm
+    reads, writes = pipe(machine)
+    mm.map_region(BASE // PAGE, 2, PROT_WRITE, False, None, 0)
+    assert mm.read(BASE, 1) == bytes(1)
+    mm.write(BASE + PAGE, b"x")
+    assert refusal(lambda: do_vmsplice(mm, writes, [(BASE, 1)], NOW)) == "mm.gup.fault"
+    assert do_vmsplice(mm, writes, [(BASE + PAGE, 1)], NOW) == 1
+    close(reads, writes)
+
+
 def test_until_it_is_full_or_a_page_is_missing(machine: Machine) -> None:
     mm = machine.process().mm
     reads, writes = pipe(machine)

@@ -82,6 +82,9 @@ def _get_run(mm: AddressSpace, vpn: int, count: int, flags: int) -> tuple[int, i
             _fault_in(mm, vpn, count, write, flags)
             continue
         pfn = entry[0]
+        if pfn == memmap.zero_pfn:  # which the fast way leaves to the slow one
+            with mm.mmap_lock.shared:
+                mm.check_vma_flags(vpn, write)
         _, end, found = mm.ptes.run(vpn)
         have = 1 if pfn == memmap.zero_pfn or found is None else min(count, end - vpn)
         if not memmap.try_get(pfn, have, by):
