@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Taken, Thread
@@ -106,6 +106,12 @@ class Search:
         self.beyond: list[int] = []
         """choices made in turns after the depth bound"""
         self.sampler: Sampler | None = None
+        self.forced: Sequence[tuple[int, tuple[int, ...]]] = ()
+        """the beginning of every path: tasks, each with those that were tried before it there"""
+        self.base = 0
+        """choices that this search doesn't go back on"""
+        self.wanted: list[tuple[int, int, frozenset[int]]] = []
+        """what it would have tried there (depth, task, initials)"""
         self.runtime: ExploredRuntime
         self._at = 0
         self._longest = 0
@@ -232,7 +238,10 @@ class Search:
                 if step is not None and task != last.chosen and task in enabled and not step.conflicts(taken):
                     sleep[task] = step
         chosen = -1
-        if last is not None and last.chosen in enabled and last.chosen not in sleep:
+        depth = len(self.path)
+        if depth < len(self.forced):
+            chosen = self.forced[depth][0]
+        elif last is not None and last.chosen in enabled and last.chosen not in sleep:
             chosen = last.chosen
         else:
             for task in enabled:
@@ -245,7 +254,9 @@ class Search:
         if last is not None:
             node.preemptions = last.preemptions + self._is_preemption(len(self.path) - 1, last.chosen)
             node.yields = self._yields(len(self.path) - 1)
-        if not self.options.reduce:
+        if depth < len(self.forced):
+            node.done = list(self.forced[depth][1])
+        elif not self.options.reduce:
             node.todo = [task for task in enabled if task != chosen]
         return node
 
@@ -298,6 +309,11 @@ class Search:
 
     def reverse(self, depth: int, task: int, initials: frozenset[int]) -> None:
         """See that at `depth` one of `initials` is tried."""
+        if depth < self.base:
+            asked = depth, task, initials
+            if asked not in self.wanted:
+                self.wanted.append(asked)
+            return
         node = self.path[depth]
         if node.chosen in initials or any(t in initials for t in node.done) or any(t in initials for t in node.todo):
             return
@@ -316,7 +332,7 @@ class Search:
         path, most = self.path, self.options.max_preemptions
         if self.sampler is not None:
             return True
-        while path:
+        while len(path) > self.base:
             node = path[-1]
             node.done.append(node.chosen)
             while node.todo:
@@ -347,6 +363,32 @@ def explore(build: Callable[[], World], options: Options | None = None, **more: 
     if result.kind is None or not (options.minimise and options.stop_at_violation):
         return result
     return _simplest(build, options, result)._replace(seconds=time.monotonic() - start)
+
+
+def simplest(
+    build: Callable[[], World],
+    options: Options,
+    result: Result,
+    orders: dict[tuple[str, str], tuple[tuple[int, int, int], tuple[int, ...]]],
+    names: Sequence[str],
+) -> Result:
+    """What a search that was done in parts comes to: its violation made simple, or the lock order of all parts."""
+    if result.kind is None and options.stop_at_violation:
+        circle = lock_order({p: c for p, (_, c) in orders.items()}, {p: at for p, (at, _) in orders.items()}, names)
+        if circle is not None:
+            order = result._replace(outcome=Outcome.VIOLATED, kind=Kind.LOCK_ORDER)
+            return order._replace(detail=circle.text, choices=circle.choices)
+    if result.kind is None or not (options.minimise and options.stop_at_violation):
+        return result
+    return _simplest(build, options, result)
+
+
+def result_of(search: Search, error: Exception | None) -> Result:
+    """The counts of a search, and what it stopped at."""
+    counts = Result(Outcome.EXHAUSTED, search.schedules, search.steps, 0, frozenset(search.states), bound=search.bound)
+    if error is None:
+        return counts
+    return counts._replace(kind=kind_of(error), detail=str(error), choices=search.choices)
 
 
 def _search(build: Callable[[], World], options: Options) -> Result:
