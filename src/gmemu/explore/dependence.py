@@ -187,11 +187,18 @@ class Analysis:
         atomic = after is None and not isinstance(step.what, tuple)
         if after is None and not atomic:
             return sync
-        sync = sync.copy()
+        all_before = step.kind in ("sync", "wait")  # readers of SRCU end one by one
+        copied = False
         for event in reversed(self._domains.get(step.domain, ())):
-            if event.task != task and (event.step.kind in after if after else event.step.kind == "write"):
-                _join(sync, event.sync)
-                sync[event.task] = max(sync[event.task], event.position)
+            if event.step.kind in after if after else event.step.kind == "write":
+                if event.task != task:
+                    if not copied:
+                        sync, copied = sync.copy(), True
+                    _join(sync, event.sync)
+                    if event.position > sync[event.task]:
+                        sync[event.task] = event.position
+                if event.step.kind in ("write", "release") and not all_before:
+                    break  # it came after those before it
         return sync
 
     def _check_guard(self, task: int, step: Step, sync: list[int]) -> None:
