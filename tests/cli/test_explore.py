@@ -74,3 +74,21 @@ def test_variants_say_what_they_break(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["variants", "--json"]) == 0
     listed = {v["name"]: v for v in json.loads(capsys.readouterr().out)}
     assert "populate-abba" in listed["populate-gup-under-lock"]["breaks"]
+
+
+def test_two_processes_and_few_preemptions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explore", "pin", "--json"]) == 0
+    [one] = json.loads(capsys.readouterr().out)
+    assert main(["explore", "pin", "--jobs", "2", "--json"]) == 0
+    [two] = json.loads(capsys.readouterr().out)
+    assert (two["verdict"], two["schedules"]) == (one["verdict"], one["schedules"])
+    assert main(["explore", "pin", "--preemptions", "0", "--json"]) == 10
+    [few] = json.loads(capsys.readouterr().out)
+    assert few["schedules"] < one["schedules"]
+
+
+def test_drawn_schedules_find_it_too(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["explore", "fault-in-flight", "--variant", "no-reference-check", "--strategy", "pct", "--seed", "1", "--json"]
+    assert main(asked) == 0
+    [run] = json.loads(capsys.readouterr().out)
+    assert (run["verdict"], run["kind"]) == ("violated", "invariant")

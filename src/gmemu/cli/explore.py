@@ -7,9 +7,10 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..explore import Options, Result
 from ..explore import Outcome as Verdict
-from ..explore import Result
 from ..explore import explore as search
+from ..explore.parallel import explore_parallel
 from ..explore.token import Token
 from ..explore.variants import VARIANTS
 from ..report.explore import verdicts_text, violation_text
@@ -20,7 +21,7 @@ from .outcome import ExitCode, Outcome, UsageError
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..explore.scenario import Scenario
     from ..report.style import Style
@@ -38,9 +39,17 @@ def explore(args: Namespace) -> Outcome:
     with Progress("exploring") as progress:
         for number, (scenario, variants) in enumerate(wanted):
             progress(number, len(wanted))
-            result = search(partial(scenario, variants), max_seconds=args.seconds)
+            result = _search(partial(scenario, variants), args)
             runs.append(_Run(scenario, variants, result))
     return Outcome([run.data() for run in runs], lambda style: _explored(runs, style), _code(runs))
+
+
+def _search(build: Callable[[], Scenario], args: Namespace) -> Result:
+    """One search, as the options have it."""
+    options = Options(max_seconds=args.seconds, max_preemptions=args.preemptions, seed=args.seed)
+    if args.strategy:
+        return search(build, options, strategy=args.strategy)
+    return search(build, options) if args.jobs < 2 else explore_parallel(build, args.jobs, options)
 
 
 class _Run:

@@ -206,6 +206,10 @@ def _empty(cell: types.CellType) -> None:
         return
 
 
+def _names(world: object) -> list[str]:
+    return list(getattr(getattr(world, "runtime", None), "names", ()))
+
+
 class Worlds(Generic[W]):
     """Worlds for the runs of one search.  `fresh` gives one that is just set up; `done` takes it back."""
 
@@ -213,28 +217,31 @@ class Worlds(Generic[W]):
         self._build, self._wanted = build, restore
         self._world: W | None = None
         self._snapshot: _Snapshot | None = None
-        self._used = False
+        self._cheap = 4 if restore else 0
+        """runs before it's worth remembering a world: most searches that find something need no more"""
         self.names: list[str] = []
         self.why = ""
         """why worlds are set up anew: the type that can't be seen into"""
 
     def fresh(self) -> W:
         """A world as the set-up leaves it."""
-        if self._world is None:
+        if self._cheap:
+            self._cheap -= 1
+            self._world = self._build()
+            self.names = _names(self._world)
+        elif self._snapshot is None and self._wanted and not self.why:
             self._first()
         elif self._snapshot is None:
             self._world = self._build()
-        elif self._used:
+            self.names = _names(self._world)
+        else:
             self._snapshot.restore()
-        self._used = True
         assert self._world is not None
         return self._world
 
     def _first(self) -> None:
         self._world = world = self._build()
-        self.names = list(getattr(getattr(world, "runtime", None), "names", ()))
-        if not self._wanted:
-            return
+        self.names = _names(world)
         other = self._build()
         shared, mine = _Graph(other).objects, _Graph(world).objects
         try:
