@@ -3,13 +3,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from gmemu import rangemap
 from gmemu.rangemap import RangeMap
+
+
+@pytest.fixture(scope="module", autouse=True, params=[(4096, 2048), (8, 3)], ids=["small", "wide"])
+def limits(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test twice: as maps are, and with limits so low that all but the smallest are wide."""
+    before = rangemap._LIMIT, rangemap._PART
+    rangemap._LIMIT, rangemap._PART = request.param
+    yield
+    rangemap._LIMIT, rangemap._PART = before
+
 
 END = 40
 TOP = 1 << 64
@@ -131,6 +145,25 @@ def test_it_says_what_it_holds() -> None:
     assert repr(ranges) == "RangeMap([0x10, 0x20) 7)"
 
 
+def test_a_map_grows_wide_and_small_again() -> None:
+    """What is scattered over a large range is held in parts of bounded size; one run is one part again."""
+    ranges: RangeMap[int] = RangeMap()
+    pages = list(range(0, 20_000, 2))
+    Random(1).shuffle(pages)
+    for page in pages:
+        ranges.set(page, page + 1, 1)
+    assert len(ranges) == len(pages)
+    assert type(ranges) is not RangeMap
+    assert max(len(part._keys) for part in ranges._values) <= rangemap._PART + 2  # type: ignore[union-attr]
+    assert list(ranges.runs(0, 20_000)) == [(page, page + 1, 1) for page in sorted(pages)]
+    assert ranges.run(3) == (3, 4, None)
+    assert ranges.run(30_000) == (19_999, TOP, None)
+    ranges.set(0, 20_000, 1)
+    assert (ranges.run(777), len(ranges)) == ((0, 20_000, 1), 1)
+    ranges.set(0, TOP, None)
+    assert ranges == RangeMap()
+
+
 class Edits(RuleBasedStateMachine):
     """Long sequences of changes keep the runs merged."""
 
@@ -164,4 +197,5 @@ class Edits(RuleBasedStateMachine):
         assert [v for s, e, v in spans for _ in range(s, e)] == [self.model.get(i) for i in range(END + 1)]
 
 
-TestEdits = Edits.TestCase
+def test_edits() -> None:
+    run_state_machine_as_test(Edits)
