@@ -287,7 +287,7 @@ RFC_V5 = INPLACE_V8._replace(
 
 RFC_2025_05 = LINUX_6_12._replace(
     name="rfc-2025-05",
-    title="one pool, converted by two ioctls on the guest_memfd; memory in folios of 2 MiB or 1 GiB",
+    title="one pool, converted by two ioctls on the guest_memfd; of its folios those of 4 KiB, not yet the large ones",
     source="[RFC PATCH v2 00/51] 1G page support for guest_memfd, 2025-05-14; capability numbers inferred",
     in_place=True,
     vm_attributes=False,
