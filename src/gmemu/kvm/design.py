@@ -20,7 +20,7 @@ from ..uapi.kvm import (
 from .arch.snp_rmp_fault import handle_rmp_fault, handle_rmp_fault_unchecked
 from .arch.tdx_map import map_private_pfn
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
-from .guest_memfd import binding, content, conversion, convert, inode, invalidate, populate
+from .guest_memfd import binding, content, conversion, convert, inode, invalidate, large, populate
 from .mmu import is_page_fault_stale, map_one_page, may_prefault
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class Design(NamedTuple):
     zero_before_populate: Callable[[PageCache, Folio], None]
     gmem_ioctls: Mapping[int, Callable[[GmemFile, UserPointer], int]]
     """the conversion calls of a guest_memfd, by ioctl number"""
+    check_creation: Callable[[int, int], None]
+    """(size, flags) of a guest_memfd, beyond what every kernel checks"""
+    new_inode: Callable[[Host, int, int], GmemInode]
+    """(host, size, flags)"""
     convert: Callable[[GmemInode, int, int, int], None]
     """(inode, start, end, attributes)"""
     reserve_attributes: Callable[[GmemInode, int], None]
@@ -114,7 +118,9 @@ class Design(NamedTuple):
             target_is_source=profile.null_source,
             zero_before_populate=populate.zero_before_populate,
             gmem_ioctls=_GMEM_IOCTLS[profile.conversion],
-            convert=conversion.convert,
+            check_creation=large.check_creation if profile.conversion == "convert" else inode.check_creation,
+            new_inode=large.new_inode if profile.conversion == "convert" else inode.GmemInode,
+            convert=large.convert if profile.conversion == "convert" else conversion.convert,
             reserve_attributes=conversion.reserve_attributes,
             take_from_host=conversion.take_from_host,
             publish=conversion.publish,

@@ -102,7 +102,7 @@ class Profile(NamedTuple):
         """Creation flags of memory that can be mapped and starts shared; 0 if a VM with private memory can't have it."""
         if not self.init_shared_with_private_memory:
             return 0
-        return self.gmem_flags & ~GUEST_MEMFD_FLAG_INIT_PRIVATE if self.init_flag == "private" else self.gmem_flags
+        return GUEST_MEMFD_FLAG_SUPPORT_SHARED if self.init_flag == "private" else self.gmem_flags
 
     @property
     def shared_at_first_words(self) -> str:

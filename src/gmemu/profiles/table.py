@@ -6,10 +6,13 @@ from __future__ import annotations
 import difflib
 
 from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_HUGETLB,
     GUEST_MEMFD_FLAG_INIT_PRIVATE,
     GUEST_MEMFD_FLAG_INIT_SHARED,
     GUEST_MEMFD_FLAG_MMAP,
     GUEST_MEMFD_FLAG_SUPPORT_SHARED,
+    GUESTMEM_HUGETLB_FLAG_1GB,
+    GUESTMEM_HUGETLB_FLAG_2MB,
     KVM_CAP_GMEM_CONVERSION,
     KVM_CAP_GMEM_SHARED_MEM,
     KVM_DIRTY_LOG_INITIALLY_SET,
@@ -287,13 +290,19 @@ RFC_V5 = INPLACE_V8._replace(
 
 RFC_2025_05 = LINUX_6_12._replace(
     name="rfc-2025-05",
-    title="one pool, converted by two ioctls on the guest_memfd; of its folios those of 4 KiB, not yet the large ones",
+    title="one pool, converted by two ioctls on the guest_memfd; memory may be in folios of 2 MiB or 1 GiB",
     source="[RFC PATCH v2 00/51] 1G page support for guest_memfd, 2025-05-14; capability numbers inferred",
     in_place=True,
     vm_attributes=False,
     conversion="convert",
     removal_filter="both",
-    gmem_flags=GUEST_MEMFD_FLAG_SUPPORT_SHARED | GUEST_MEMFD_FLAG_INIT_PRIVATE,
+    gmem_flags=(
+        GUEST_MEMFD_FLAG_SUPPORT_SHARED
+        | GUEST_MEMFD_FLAG_INIT_PRIVATE
+        | GUEST_MEMFD_FLAG_HUGETLB
+        | GUESTMEM_HUGETLB_FLAG_2MB
+        | GUESTMEM_HUGETLB_FLAG_1GB
+    ),
     init_flag="private",
     init_shared_with_private_memory=True,
     gmem_for_default_vm=True,

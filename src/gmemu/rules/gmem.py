@@ -46,6 +46,13 @@ CREATE_INIT_PRIVATE = rule(
     _GMEM + "kvm_gmem_create() (1G page support, RFC v2)",
     when=lambda p: p.init_flag == "private",
 )
+CREATE_FOLIO = rule(
+    "gmem.create.folio-size",
+    EINVAL,
+    "with HUGETLB the flags name folios of 2 MiB or 1 GiB, without it none, and the size is a multiple of that",
+    _GMEM + "kvm_gmem_create() (1G page support, RFC v2)",
+    when=lambda p: p.conversion == "convert",
+)
 CREATE_SIZE = rule(
     "gmem.create.size",
     EINVAL,
@@ -229,6 +236,15 @@ CONVERT_RANGE = rule(
 )
 CONVERT_UNALIGNED = rule(
     "gmem.convert.unaligned", EINVAL, "offset and size must be multiples of the page size", _CONVERT, when=_convert
+)
+
+SPLIT_BUSY = rule(
+    "gmem.convert.split-busy",
+    EAGAIN,
+    "a large folio can be split or merged only while nobody but the page cache holds any of its pages",
+    _GMEM + "folio_ref_freeze() in the restructuring of 1G page support, RFC v2 (S30)",
+    advice="error_offset names the folio: drop what holds it and try again.",
+    when=_convert,
 )
 
 # The content flags of RFC v5

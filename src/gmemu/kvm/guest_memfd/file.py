@@ -39,6 +39,7 @@ def kvm_gmem_create(vm: Vm, args: kvm_create_guest_memfd) -> int:
         raise rules.CREATE_INIT_PRIVATE(f"flags {args.flags:#x}")
     if args.size >> 63 or not args.size or args.size & (PAGE_SIZE - 1):
         raise rules.CREATE_SIZE(f"size {args.size:#x}")
+    vm.host.design.check_creation(args.size, args.flags)
     process: Process = vm.rt.current.process
     fd = process.get_unused_fd()
     try:
@@ -46,7 +47,7 @@ def kvm_gmem_create(vm: Vm, args: kvm_create_guest_memfd) -> int:
     except KernelError:
         process.put_unused_fd(fd)
         raise
-    process.fd_install(fd, GmemFile(vm, GmemInode(vm.host, args.size, args.flags)))
+    process.fd_install(fd, GmemFile(vm, vm.host.design.new_inode(vm.host, args.size, args.flags)))
     return fd
 
 
@@ -107,7 +108,7 @@ class GmemFile(File):
         inode = self.gmem_inode
         with inode.mapping.invalidate_lock.exclusive:
             invalidate_start(inode.files, start, end, inode.host.design.filter_for_removal(inode))
-            inode.mapping.truncate_range(start, end)
+            inode.punch(start, end)
             inode.host.design.punched(inode, start, end)
             invalidate_end(inode.files, start, end)
 

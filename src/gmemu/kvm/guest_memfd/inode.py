@@ -27,6 +27,10 @@ ATTRIBUTE_PENDING = 1 << 62
 """Neither shared nor private: only designs with a third state store it (D2)."""
 
 
+def check_creation(size: int, flags: int) -> None:
+    """Memory of 4 KiB folios may have any size that is a multiple of that."""
+
+
 class GmemInode(Inode):
     """struct gmem_inode.  `attributes` covers every page of the file, in merged runs: 0 shared, 8 private."""
 
@@ -71,6 +75,10 @@ class GmemInode(Inode):
     def grab_folio(self, index: int, count: int = 1) -> Folio:
         """kvm_gmem_get_folio(): the folio at `index`, made if need be; locked, with a reference."""
         return self.mapping.grab_folio(index, count)
+
+    def punch(self, start: int, end: int) -> None:
+        """File pages [start, end) lose their memory; the invalidate lock is held for writing."""
+        self.mapping.truncate_range(start, end)
 
     def stat(self) -> Stat:
         """fstat(): some kernels don't tell what is allocated."""
