@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gmemu import ExitReason
+from gmemu.uapi.kvm import KVM_INTERRUPT
 
 from .code import CODE, DATA, Machine, needs_unicorn
 from .world import World
@@ -106,6 +107,15 @@ class TestLongMode:
         # mov byte [rip+2], 0xf4; jmp +0; nop (becomes hlt); ud2
         machine.long_mode(bytes.fromhex("c60502000000f4 eb00 90 0f0b"))
         assert machine.run().reason is ExitReason.HLT
+
+    def test_an_interrupt_waits_for_the_guest(self, machine: Machine) -> None:
+        """KVM_INTERRUPT while IF is 0: taken after STI and the instruction that follows it."""
+        machine.long_mode(bytes.fromhex("b901000000 fb ffc1 ffc1 f4"))  # mov ecx, 1; sti; inc ecx; inc ecx; hlt
+        machine.handler64(0x40, CODE + 0x100)
+        machine.put(CODE + 0x100, bytes.fromhex("89ca 48cf"))  # mov edx, ecx; iretq
+        machine.vcpu.ioctl(KVM_INTERRUPT, bytearray((0x40).to_bytes(4, "little")))
+        assert machine.run().reason is ExitReason.HLT
+        assert (machine.vcpu.regs.rcx, machine.vcpu.regs.rdx) == (3, 2)
 
     def test_strings_to_a_port(self, machine: Machine) -> None:
         machine.put(DATA, b"abc")

@@ -50,7 +50,7 @@ def _get_lapic(vcpu: Vcpu, arg: UserPointer) -> int:
 def _set_lapic(vcpu: Vcpu, arg: UserPointer) -> int:
     apic = _apic(vcpu)
     state = copy_from_user(vcpu.vm.rt.current.mm, kvm_lapic_state, arg).regs
-    if apic.x2apic and not apic.id_fits(state):
+    if apic.x2apic and vcpu.vm.x2apic_format and not apic.id_fits(state):
         raise rules.LAPIC_ID(f"id {state[0x20:0x24].hex()} of vCPU {vcpu.id}")
     apic.set_state(state)
     return 0

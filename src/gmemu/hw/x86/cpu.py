@@ -44,7 +44,7 @@ from .engine import DEVICE_PADDR, Engine, available
 from .env import Env
 from .events import Event, deliver, second_fault
 from .paging import EXEC, READ, WRITE, GuestFault, walk
-from .sensitive import candidates, decode
+from .sensitive import Kind, candidates, decode
 
 __all__ = ["MachineCpu", "NotMemory"]
 
@@ -53,8 +53,7 @@ _OFFSET = PAGE_SIZE - 1
 _DB, _UD = 1, 6
 _DR6_BS = 1 << 14
 _RF, _IF = 1 << 16, 1 << 9
-_WINDOW_STEPS = 16
-_WINDOW_SECONDS = 0.0005
+_WINDOW_STEPS = 2
 
 
 class NotMemory(Exception):
@@ -112,6 +111,7 @@ class MachineCpu(Cpu):
         self._instruction: Instruction | None = None
         self._step: DeviceStep | None = None
         self._breakpoints: dict[int, int] = {}
+        self._window_steps = 0
         self._probe = -1
         self._probed: int | None = None
         self._devices: set[int] = set()
@@ -341,14 +341,8 @@ class MachineCpu(Cpu):
 
     def _window_step(self) -> bool:
         """An interrupt waits for the guest to be ready: go by single steps at first, then look every now and then."""
-        self._window_steps = getattr(self, "_window_steps", 0) + 1
-        if self._window_steps <= _WINDOW_STEPS:
-            return True
-        self._window_steps = 0
-        timer = threading.Timer(_WINDOW_SECONDS, self.kick)
-        timer.daemon = True
-        timer.start()
-        return False
+        self._window_steps -= 1
+        return self._window_steps >= 0
 
     def _why(self, error: int, ran: bool, stepped: bool) -> Exit | None:
         """Why the engine stopped: an exit for KVM, or None to go on."""
@@ -377,7 +371,8 @@ class MachineCpu(Cpu):
         return ExternalInterrupt() if self.window_wanted and self.interruptible else None
 
     def _at_sensitive(self) -> bool:
-        return decode(self.code_at_rip(), self.engine.save().code_bits) is not None
+        insn = decode(self.code_at_rip(), self.engine.save().code_bits)
+        return insn is not None and insn.kind is not Kind.OPENING
 
     def _exception(self, vector: int) -> Exit | None:
         """The engine raised an exception by itself."""
@@ -405,6 +400,8 @@ class MachineCpu(Cpu):
         insn = decode(code, env.code_bits)
         if insn is None:
             return self._raise(_UD, None) if error else None
+        if insn.kind is Kind.OPENING:
+            return self._pass_opening(env)
         try:
             outcome = begin_instruction(self, env, insn)
         except GuestFault as fault:
@@ -416,6 +413,12 @@ class MachineCpu(Cpu):
             return outcome.exit
         self.engine.restore()
         return self._trap()
+
+    def _pass_opening(self, env: Env) -> Exit | None:
+        """Interrupts may be open after this instruction: if one waits, go on by single steps until it can be taken."""
+        self.engine.passing = self.linear_rip(env)
+        self._window_steps = _WINDOW_STEPS if self.window_wanted else 0
+        return None
 
     def _fetch(self, env: Env) -> bytes:
         """The bytes at RIP, as far as the page goes and one page more if it's there."""

@@ -40,6 +40,8 @@ class Kind(Enum):
     TO_CR = auto()
     FROM_DR = auto()
     TO_DR = auto()
+    OPENING = auto()
+    """STI, POPF or IRET: the engine carries it out, but interrupts may be taken after it."""
 
 
 class Insn(NamedTuple):
@@ -59,7 +61,7 @@ class Insn(NamedTuple):
 _PREFIXES = frozenset(b"\x66\x67\xf0\xf2\xf3\x2e\x36\x3e\x26\x64\x65" + bytes(range(0x40, 0x50)))
 _SEGMENT_PREFIXES = {0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x26: "es", 0x64: "fs", 0x65: "gs"}
 _OPCODES = re.compile(
-    rb"[\x6c-\x6f\xe4-\xe7\xec-\xef\xf4]"
+    rb"[\x6c-\x6f\x9d\xcf\xe4-\xe7\xec-\xef\xf4\xfb]"
     rb"|\x0f(?=[\x08\x09\x20-\x23\x30-\x33\xa2]|\x01[\xc1\xc8\xc9\xd1\xd9\xf9])"
 )
 _SECOND = frozenset(b"\x01\x08\x09\x20\x21\x22\x23\x30\x31\x32\x33\xa2")
@@ -122,6 +124,8 @@ def decode(code: bytes, bits: int) -> Insn | None:
     if opcode in (0x6C, 0x6D, 0x6E, 0x6F):
         kind = Kind.OUTS if opcode & 2 else Kind.INS
         return Insn(kind, at + 1, size, address_size, repeated=repeated, segment=segment)
+    if opcode in (0x9D, 0xCF, 0xFB):
+        return Insn(Kind.OPENING, at + 1)
     if opcode == 0xF4:
         return Insn(Kind.HLT, at + 1)
     if opcode != 0x0F or at + 2 > len(code):
