@@ -62,7 +62,7 @@ MUTANTS = (
     _off("fallocate mode", _FILE, "mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)"),
     _off("fallocate alignment", _FILE, "(offset | length) & (PAGE_SIZE - 1)"),
     _off("fallocate EOF", _FILE, "end > inode.nr_pages"),
-    Mutant("punch keeps memory", _FILE, "inode.mapping.truncate_range(start, end)", "pass"),
+    Mutant("punch keeps memory", _FILE, "inode.punch(start, end)", "pass"),
     Mutant(
         "punch leaves guests their pages",
         "kvm.guest_memfd.invalidate",
@@ -167,8 +167,8 @@ MUTANTS = (
     ),
     Mutant("new dirty log isn't write-protected", _SLOTS, "vm.mmu.write_protect(new.base_gfn, new.end_gfn)", "pass"),
     Mutant("dirty pages aren't counted", _MMU, "fault.slot.dirty_bitmap.add(fault.gfn - fault.slot.base_gfn)", "pass"),
-    _off("capability's flags", _VM, "cap.flags"),
-    _off("capability's arguments", _VM, "cap.args[0] & ~(1 << KVM_HC_MAP_GPA_RANGE)"),
+    _off("capability's flags", "kvm.vm_caps", "cap.flags"),
+    _off("capability's arguments", "kvm.vm_caps", "value & ~allowed"),
     # the process's memory
     Mutant("munmap leaves guests their pages", _MMU, "flush |= vm.arch.unmap_range(start, end, Filter.SHARED)", "pass"),
     Mutant(
