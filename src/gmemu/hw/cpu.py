@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from greenlet import greenlet
 
     from .guest_cpu import GuestCpu
+    from .x86.cpu import MachineCpu
 
 __all__ = [
     "Access",
@@ -358,6 +359,11 @@ class Cpu:
     def has_guest(self) -> bool:
         """Whether there is anything to run."""
         return self._guest is not None
+
+    @property
+    def machine(self) -> MachineCpu | None:
+        """The processor itself, if it's one that can run machine code."""
+        return None
 
     @property
     def runs_code(self) -> bool:

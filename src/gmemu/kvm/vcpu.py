@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ..hw.cpu import Exit
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..hw.registers import Registers
-from ..hw.x86.cpu import MachineCpu
 from ..mm.address_space import Vma
 from ..mm.file import File, Inode
 from ..mm.filemap import Folio, PageCache
@@ -101,7 +100,7 @@ class Vcpu:
         self.clock = Clock(vm)
         self.cpu = vm.arch.create_cpu(self)
         self.cpu.is_free = vm.host.memmap.is_free
-        self.machine = self.cpu if isinstance(self.cpu, MachineCpu) else None
+        self.machine = self.cpu.machine
         if self.machine is not None:
             self.machine.read_tsc = self.clock.guest_tsc
         self.apic = LocalApic(self) if vm.irqchip is not None else None

@@ -124,6 +124,10 @@ class MachineCpu(Cpu):
         return self._guest is not None or available()
 
     @property
+    def machine(self) -> MachineCpu:
+        return self
+
+    @property
     def runs_code(self) -> bool:
         return self._guest is None
 
