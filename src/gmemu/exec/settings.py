@@ -31,7 +31,7 @@ class Settings(NamedTuple):
 
     def to_environment(self) -> dict[str, str]:
         """The variables to set."""
-        return {_PREFIX + name.upper(): value for name, value in self._asdict().items()}
+        return {_PREFIX + name.upper(): value for name, value in self._asdict().items() if value}
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
