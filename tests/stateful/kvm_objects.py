@@ -31,13 +31,15 @@ class Kernel(NamedTuple):
     signed_offset: bool
     blocks: bool
     locked_populate: bool
+    fallocate_modes: int
+    """what fallocate() knows for any file: FALLOC_FL_WRITE_ZEROES (0x80) came with 6.17"""
 
 
 KERNELS = {
-    "linux-6.12": Kernel(False, 0, 0, False, "never", EINVAL, False, False, True),
-    "linux-6.18": Kernel(False, 3, 1, True, "mmap", EINVAL, True, False, True),
-    "linux-7.3": Kernel(False, 3, 1, True, "mmap", EEXIST, False, False, False),
-    "inplace-v13": Kernel(True, 3, 3, True, "always", EEXIST, False, True, False),
+    "linux-6.12": Kernel(False, 0, 0, False, "never", EINVAL, False, False, True, 0x7B),
+    "linux-6.18": Kernel(False, 3, 1, True, "mmap", EINVAL, True, False, True, 0xFB),
+    "linux-7.3": Kernel(False, 3, 1, True, "mmap", EEXIST, False, False, False, 0xFB),
+    "inplace-v13": Kernel(True, 3, 3, True, "always", EEXIST, False, True, False, 0xFB),
 }
 
 
@@ -175,12 +177,13 @@ class VmFile(File):
 
 
 class VcpuFile(File):
-    """A vCPU: three pages to map, and what it runs."""
+    """A vCPU: three pages to map, of which the last (the ring of coalesced MMIO) is the VM's, and what it runs."""
 
     def __init__(self, vm: Vm) -> None:
         super().__init__(3)
         self.vm = vm
-        self.pages = {i: Page() for i in range(3)}
+        first = next(iter(vm.vcpus.values()), None)
+        self.pages = {0: Page(), 1: Page(), 2: first.pages[2] if first else Page()}
         for page in self.pages.values():
             page.unknown = True
             page.fresh = False

@@ -292,7 +292,7 @@ class KvmWorld(World):
         file = process.file(fd)
         if offset < 0 or length <= 0:
             raise Errno(EINVAL)
-        if mode not in (0, 1, 3, 8, 16, 17, 32, 64, 65, 128):
+        if mode not in (0, 1, 3, 8, 16, 17, 32, 64, 65, 128) or mode & ~self.kernel.fallocate_modes:
             raise Errno(EOPNOTSUPP)
         if not isinstance(file, Gmem):
             raise Errno(ENODEV)
