@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from gmemu.launch.base import FLOWS
 from gmemu.launch.ovmf import Firmware
 from gmemu.launch.pagelog import TdxPageType, read_log
-from gmemu.launch.snp import FLOWS
 from gmemu.launch.td_synth import make_tdvf
 from gmemu.launch.tdx import compute_mrtd, plan_tdx
 

@@ -15,11 +15,12 @@ from sevsnpmeasure.vcpu_types import CPU_SIGS
 from gmemu import ExitReason, GuestCpu, Kvm
 from gmemu.api.sev import SnpError
 from gmemu.check import check_host
+from gmemu.launch.base import FLOWS
 from gmemu.launch.errors import LaunchError
 from gmemu.launch.ovmf import Firmware
 from gmemu.launch.pagelog import LogWriter, PageRecord, log_header, read_log
 from gmemu.launch.plan import LaunchPlan, plan_snp
-from gmemu.launch.snp import FLOWS, SnpLaunch, measure_snp
+from gmemu.launch.snp import SnpLaunch, measure_snp
 from gmemu.launch.synth import make_firmware
 from gmemu.launch.vmm import VMMS
 from gmemu.profiles import PROFILES

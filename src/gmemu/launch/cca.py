@@ -10,14 +10,12 @@ Everything that is loaded is measured with its contents, in order of address.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..api.arm64 import set_reg
 from ..api.kvm import Kvm
-from ..api.vcpu import Vcpu
-from ..api.vm import Vm
 from ..hw.rmm.core import RmmInfo
 from ..hw.rmm.measurement import Rim, RimRow
 from ..hw.rmm.rtt import LAST_LEVEL, entry_pages, start_level
@@ -25,22 +23,19 @@ from ..profiles import Profile
 from ..uapi.kvm import VmType
 from ..uapi.kvm_arm64 import core_reg
 from ..uapi.rmi import RecFlags, rmi_realm_params, rmi_rec_params
-from ..vmm import Backoff, Vmm, VmmError
+from ..vmm import VmmError
 from ..vmm.populate import populate_cca
+from .base import Launch, Progress
 from .errors import LaunchError
 from .ovmf import PAGE_SIZE
 from .pagelog import CcaPageType, LogWriter
 from .plan import MAX_VCPUS, MemoryRegion
 from .readfile import Contents
-from .snp import FLOWS, Call
 
 if TYPE_CHECKING:
     from ..kvm.arch.cca import CcaVm
 
 __all__ = ["RAM_BASE", "CcaImage", "CcaLaunch", "CcaPlan", "CcaStep", "compute_rim", "measure_cca", "plan_cca"]
-
-Progress = Callable[[int, int], None]
-"""Called with pages populated so far, and how many there will be."""
 
 RAM_BASE = 1 << 30
 """Where QEMU's virt machine has RAM."""
@@ -229,11 +224,11 @@ def ripas_entries(base: int, top: int, level: int) -> Iterator[tuple[int, int]]:
 # On a host
 
 
-class CcaLaunch:
-    """One realm, from creation to activation.  Close it, or use it in a ``with`` statement.
+class CcaLaunch(Launch):
+    """One realm, from creation to activation.  `measurement` is the RIM."""
 
-    `calls` tells what was done, in order.  `measurement` is the RIM, which is simulated.
-    """
+    vm_type = VmType.ARM_REALM
+    copies = True
 
     def __init__(
         self,
@@ -244,29 +239,18 @@ class CcaLaunch:
         log: LogWriter | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.kvm, self.plan = kvm, plan
-        self.profile: Profile = kvm.host.profile
-        self.flow = flow or "copy"
-        if self.flow not in FLOWS:
-            raise LaunchError(f"there is no flow {self.flow!r}; there are {' and '.join(FLOWS)}")
-        if self.flow != "copy":
-            raise LaunchError("the RMM copies a realm's contents from another page, never from the page itself; use copy")
+        super().__init__(kvm, flow, log, progress)
+        self.plan = plan
         if VmType.ARM_REALM not in self.profile.vm_types:
             raise LaunchError(f"profile {self.profile.name} has no realms; use inplace-v13 or linux-7.3-cca")
         if VmType.ARM_REALM not in kvm.host.vm_types:
             raise LaunchError(f"the emulated machine is of platform {kvm.host.platform}, and a realm takes arm")
         self.platform = kvm.host.rmm
-        self.calls: list[Call] = []
-        self._log, self._progress, self._done = log, progress, 0
-        self.vcpus: list[Vcpu] = []
-        self.vm: Vm
-        self.vmm: Vmm
-        self.measurement = b""
 
     def run(self) -> bytes:
         """Everything up to where the realm is active.  Returns the RIM (simulated)."""
         self.create_vm()
-        self.create_memory()
+        self.add_memory(self.plan.regions)
         for index, step in enumerate(self.plan.steps):
             if self._log is not None:
                 write = partial(_write_rows, self._log, index, step.name)
@@ -277,22 +261,13 @@ class CcaLaunch:
 
     def create_vm(self) -> None:
         """KVM_CREATE_VM, the GIC, the vCPUs: the first with its registers, the others off."""
-        self.vm = self.kvm.create_vm(VmType.ARM_REALM, self.plan.ipa_bits)
-        self.vmm = Vmm(self.kvm, self.vm, Backoff.none())
-        self._called("KVM_CREATE_VM", f"type {VmType.ARM_REALM:#x}, a realm; {self.plan.ipa_bits} bits of address")
+        self.start_vm(f"type {VmType.ARM_REALM:#x}, a realm; {self.plan.ipa_bits} bits of address", self.plan.ipa_bits)
         self.vm.cca.create_vgic()
         for index in range(self.plan.vcpus):
             self.vcpus.append(self.vm.cca.create_vcpu(index, power_off=index > 0))
         set_reg(self.vcpus[0], _PC, self.plan.pc)
         set_reg(self.vcpus[0], _X0, self.plan.x0)
-        self._called("KVM_ARM_VCPU_INIT", f"{len(self.vcpus)} vCPUs, PC {self.plan.pc:#x}, X0 {self.plan.x0:#x}")
-
-    def create_memory(self) -> None:
-        """A guest_memfd and a slot for each region; contents will come from other memory."""
-        what = self.profile.shared_at_first_words
-        for region in self.plan.regions:
-            self.vmm.add_memory(region.gpa, region.size, mapped=False)
-            self._called("KVM_CREATE_GUEST_MEMFD", f"{region.size:#x} bytes, {what}, bound at {region.gpa:#x}")
+        self.called("KVM_ARM_VCPU_INIT", f"{len(self.vcpus)} vCPUs, PC {self.plan.pc:#x}, X0 {self.plan.x0:#x}")
 
     def populate(self, step: CcaStep) -> None:
         """Conversion, then KVM_ARM_RMI_POPULATE from elsewhere."""
@@ -305,10 +280,8 @@ class CcaLaunch:
             populate_cca(self.vm.cca, step.gpa, step.size, source)
         except (VmmError, OSError) as error:
             raise LaunchError(f"POPULATE of {step.name} at {step.gpa:#x} failed: {error}") from error
-        self._called(f"KVM_ARM_RMI_POPULATE {step.name}", f"{step.pages} pages measured at {step.gpa:#x}, from {source:#x}")
-        self._done += step.pages
-        if self._progress is not None:
-            self._progress(self._done, self.plan.pages)
+        self.called(f"KVM_ARM_RMI_POPULATE {step.name}", f"{step.pages} pages measured at {step.gpa:#x}, from {source:#x}")
+        self.progressed(step.pages, self.plan.pages)
 
     def activate(self) -> None:
         """The first KVM_RUN, which comes back at once: RECs, RIPAS, activation."""
@@ -318,7 +291,7 @@ class CcaLaunch:
         except OSError as error:
             raise LaunchError(f"the realm couldn't be activated: {error}") from error
         self.measurement = self.arch.platform.rmm.realms[self.arch.rd].measurement
-        self._called("KVM_RUN", "RECs created, memory slots are RAM, realm active; the RIM is final")
+        self.called("KVM_RUN", "RECs created, memory slots are RAM, realm active; the RIM is final")
 
     @property
     def arch(self) -> CcaVm:
@@ -332,23 +305,6 @@ class CcaLaunch:
     def pages_by_state(self) -> dict[str, int]:
         """How many 4 KiB pages of the protected half are assigned, by RIPAS."""
         return self.arch.pages_by_state()
-
-    def close(self) -> None:
-        """Take the VM down."""
-        for vcpu in self.vcpus:
-            vcpu.close()
-        self.vmm.close()
-        self.vm.close()
-
-    def _called(self, name: str, effect: str) -> None:
-        self.calls.append(Call(name, effect))
-
-    def __enter__(self) -> CcaLaunch:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if hasattr(self, "vm"):
-            self.close()
 
 
 def measure_cca(

@@ -14,19 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..api.kvm import Kvm
 from ..api.tdx import DEFAULT_XFAM
-from ..api.vcpu import Vcpu
-from ..api.vm import Vm
 from ..hw.tdx.mrtd import Mrtd
 from ..profiles import Profile
 from ..uapi.kvm import VmType
 from ..uapi.tdx import TdAttributes
-from ..vmm import Backoff, Vmm, VmmError, populate_tdx
+from ..vmm import VmmError, populate_tdx
+from .base import Launch, Progress
 from .errors import LaunchError
 from .ovmf import PAGE_SIZE, Firmware
 from .pagelog import TdxPageType
 from .plan import MAX_VCPUS, MemoryRegion
 from .readfile import Contents
-from .snp import FLOWS, Call
 from .tdvf import TdvfSectionType, read_tdvf
 
 if TYPE_CHECKING:
@@ -34,9 +32,6 @@ if TYPE_CHECKING:
     from .pagelog import LogWriter
 
 __all__ = ["TdxLaunch", "TdxPlan", "TdxStep", "compute_mrtd", "measure_tdx", "plan_tdx"]
-
-Progress = Callable[[int, int], None]
-"""Called with pages added so far, and how many there will be."""
 
 _EMPTY = bytes(PAGE_SIZE)
 _RUN = 512
@@ -165,11 +160,10 @@ def _write_rows(log: LogWriter, index: int, name: str, rows: list[Row]) -> None:
         log.page(index, name, gpa, kind, (contents or bytes(48)).hex(), digest.hex())
 
 
-class TdxLaunch:
-    """One TDX VM, from creation to a final measurement.  Close it, or use it in a ``with`` statement.
+class TdxLaunch(Launch):
+    """One TDX VM, from creation to a final measurement.  `measurement` is MRTD."""
 
-    `calls` tells what was done, in order.  `measurement` is MRTD, which is simulated.
-    """
+    vm_type = VmType.TDX
 
     def __init__(
         self,
@@ -180,24 +174,13 @@ class TdxLaunch:
         log: LogWriter | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.kvm, self.plan = kvm, plan
-        self.profile: Profile = kvm.host.profile
-        self.flow = flow or ("in-place" if self.profile.null_source else "copy")
-        if self.flow not in FLOWS:
-            raise LaunchError(f"there is no flow {self.flow!r}; there are {' and '.join(FLOWS)}")
-        if self.flow == "in-place" and not self.profile.null_source:
-            raise LaunchError(f"profile {self.profile.name} can't populate memory with what is in it; use --flow copy")
+        super().__init__(kvm, flow, log, progress)
+        self.plan = plan
         if VmType.TDX not in self.profile.vm_types:
             raise LaunchError(f"profile {self.profile.name} has no TDX; use linux-6.18 or later")
         if VmType.TDX not in kvm.host.vm_types:
             raise LaunchError(f"the emulated machine is of platform {kvm.host.platform}, and TDX takes intel")
         self.platform = kvm.host.tdx
-        self.calls: list[Call] = []
-        self._log, self._progress, self._done = log, progress, 0
-        self.vcpus: list[Vcpu] = []
-        self.vm: Vm
-        self.vmm: Vmm
-        self.measurement = b""
 
     # The launch, in QEMU's order
 
@@ -205,7 +188,7 @@ class TdxLaunch:
         """Everything up to FINALIZE_VM.  Returns MRTD (simulated)."""
         self.create_vm()
         self.create_vcpus()
-        self.create_memory()
+        self.add_memory(self.plan.memory_regions())
         for index, step in enumerate(self.plan.steps):
             if self._log is not None:
                 self.log_pages(partial(_write_rows, self._log, index, step.name))
@@ -215,14 +198,12 @@ class TdxLaunch:
 
     def create_vm(self) -> None:
         """KVM_CREATE_VM, KVM_TDX_CAPABILITIES and KVM_TDX_INIT_VM."""
-        self.vm = self.kvm.create_vm(VmType.TDX)
-        self.vmm = Vmm(self.kvm, self.vm, Backoff.none())
-        self._called("KVM_CREATE_VM", "type 5, KVM_X86_TDX_VM")
+        self.start_vm("type 5, KVM_X86_TDX_VM")
         supported = self.vm.tdx.capabilities().supported_attrs
         if self.plan.attributes & ~supported:
             raise LaunchError(f"TD attributes {self.plan.attributes:#x} were asked for, and KVM supports {supported:#x}")
         self.vm.tdx.init_vm(self.plan.attributes, DEFAULT_XFAM, gpaw=self.plan.gpaw)
-        self._called("KVM_TDX_INIT_VM", f"attributes {self.plan.attributes:#x}; key configured, TD initialized")
+        self.called("KVM_TDX_INIT_VM", f"attributes {self.plan.attributes:#x}; key configured, TD initialized")
         self.vm.enable_map_gpa_range()
 
     def create_vcpus(self) -> None:
@@ -231,14 +212,7 @@ class TdxLaunch:
             vcpu = self.vm.create_vcpu(index)
             vcpu.tdx_init(self.plan.hob_gpa)
             self.vcpus.append(vcpu)
-        self._called("KVM_TDX_INIT_VCPU", f"{len(self.vcpus)} vCPUs, RCX {self.plan.hob_gpa:#x}")
-
-    def create_memory(self) -> None:
-        """A guest_memfd and a slot for each region.  In place the memory starts shared; with two pools it's private."""
-        what = self.profile.shared_at_first_words
-        for region in self.plan.memory_regions():
-            self.vmm.add_memory(region.gpa, region.size, mapped=self.flow == "in-place")
-            self._called("KVM_CREATE_GUEST_MEMFD", f"{region.size:#x} bytes, {what}, bound at {region.gpa:#x}")
+        self.called("KVM_TDX_INIT_VCPU", f"{len(self.vcpus)} vCPUs, RCX {self.plan.hob_gpa:#x}")
 
     def populate(self, step: TdxStep) -> None:
         """Contents, conversion, KVM_TDX_INIT_MEM_REGION."""
@@ -255,10 +229,8 @@ class TdxLaunch:
             raise LaunchError(f"INIT_MEM_REGION of {step.name} at {step.gpa:#x} failed: {error}") from error
         where = "in place" if not source else f"from {source:#x}"
         how = "measured" if step.measured else "added"
-        self._called(f"KVM_TDX_INIT_MEM_REGION {step.name}", f"{step.pages} pages {how} at {step.gpa:#x}, {where}")
-        self._done += step.pages
-        if self._progress is not None:
-            self._progress(self._done, self.plan.pages)
+        self.called(f"KVM_TDX_INIT_MEM_REGION {step.name}", f"{step.pages} pages {how} at {step.gpa:#x}, {where}")
+        self.progressed(step.pages, self.plan.pages)
 
     def finalize(self) -> None:
         """KVM_TDX_FINALIZE_VM."""
@@ -266,7 +238,7 @@ class TdxLaunch:
         measurement = self.td.measurement
         assert measurement is not None
         self.measurement = measurement
-        self._called("KVM_TDX_FINALIZE_VM", "MRTD is final; the TD may run")
+        self.called("KVM_TDX_FINALIZE_VM", "MRTD is final; the TD may run")
 
     @property
     def td(self) -> Td:
@@ -284,23 +256,6 @@ class TdxLaunch:
         for start, end, entry in self.td.sept.leaves.runs():
             counts[entry.state.name] = counts.get(entry.state.name, 0) + end - start
         return counts
-
-    def close(self) -> None:
-        """Take the VM down."""
-        for vcpu in self.vcpus:
-            vcpu.close()
-        self.vmm.close()
-        self.vm.close()
-
-    def _called(self, name: str, effect: str) -> None:
-        self.calls.append(Call(name, effect))
-
-    def __enter__(self) -> TdxLaunch:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if hasattr(self, "vm"):
-            self.close()
 
 
 def measure_tdx(

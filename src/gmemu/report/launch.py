@@ -10,10 +10,10 @@ from .table import paragraph, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..launch.base import Call
     from ..launch.demo_guest import Event
     from ..launch.page_states import PageRun
     from ..launch.plan import LaunchPlan
-    from ..launch.snp import Call
     from ..profiles import Profile
     from .style import Style
 
