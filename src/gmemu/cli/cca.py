@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from .guest import open_log, profile_named
+from .guest import launched, measured, open_log, profile_named
 from .outcome import Outcome
-from .sweep import faults_of, unmet
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
     from ..launch.cca import CcaImage, CcaPlan
     from ..profiles import Profile
-    from ..report.style import Style
 
 __all__ = ["launch", "measure"]
 
@@ -28,7 +25,6 @@ def measure(args: Namespace) -> Outcome:
     from ..launch.cca import measure_cca, plan_cca
     from ..launch.errors import LaunchError
     from ..report.progress import Progress
-    from ..report.style import is_terminal
 
     if args.firmware is None and args.kernel is None:
         raise LaunchError("there is nothing to measure; give --firmware or --kernel")
@@ -36,60 +32,28 @@ def measure(args: Namespace) -> Outcome:
     plan = plan_cca(_image(args)[0], args.vcpus, args.ipa_bits)
     with open_log(args.log, plan, "cca") as log, Progress("measuring") as progress:
         rim = measure_cca(plan, version=_VERSIONS[args.rmm], log=log, progress=progress, profile=profile).hex()
-    data = {"measurement": rim, **_about(plan, profile), "rmm": args.rmm} if args.json else {}
-    remarks = plan.notes
-    if is_terminal(sys.stderr):
-        remarks = (*remarks, "this measurement is simulated: no hardware has vouched for it")
-    return Outcome(data, lambda style: rim + "\n", remarks=remarks)
+    return measured(rim, {**_about(plan, profile), "rmm": args.rmm}, plan)
 
 
 def launch(args: Namespace) -> Outcome:
     """`gmemu launch cca`."""
-    from ..api.kvm import Kvm
     from ..launch.cca import CcaLaunch, plan_cca
     from ..launch.realm_demo import run_realm_demo
-    from ..report.progress import Progress
 
     profile = profile_named(args.profile)
     image, origin = _image(args)
     plan = plan_cca(image, args.vcpus, args.ipa_bits)
-    faults = faults_of(args)
-    with (
-        Kvm.open(profile, seed=args.seed, platform="arm", faults=faults) as kvm,
-        open_log(args.log, plan, "cca") as log,
-        Progress("launching") as progress,
-        CcaLaunch(kvm, plan, flow=args.flow, log=log, progress=progress) as started,
-    ):
-        rim = started.run().hex()
-        launched = started.pages_by_state()
-        events = run_realm_demo(started)
-        after = started.pages_by_state()
-    data = {
-        "measurement": rim,
-        **_about(plan, profile),
-        "flow": started.flow,
-        "firmware_origin": origin,
-        "calls": [call._asdict() for call in started.calls],
-        "launched": launched,
-        "guest": [event._asdict() for event in events],
-        "after": after,
-    }
-
-    def text(style: Style) -> str:
-        from ..report.table import paragraph, table
-
-        head = f"A realm launched on an emulated host, {profile.name}, from {image.name} ({origin})"
-        parts = [
-            paragraph(style.bold(head), style),
-            table(started.calls, ("call", "effect"), style=style),
-            "\n" + style.bold("RIM (simulated: no hardware has vouched for it)") + "\n" + style.green(rim) + "\n\n",
-            table([(state, str(n)) for state, n in launched.items()], ("HIPAS, RIPAS", "pages"), style=style),
-            "\n" + table([tuple(event) for event in events], ("who", "does", "result"), style=style),
-            *(paragraph(f"note: {note}", style) for note in plan.notes),
-        ]
-        return "".join(parts)
-
-    return Outcome(data, text, remarks=unmet(faults))
+    return launched(
+        args,
+        CcaLaunch,
+        run_realm_demo,
+        plan,
+        platform=("arm", "cca"),
+        title=lambda launch: f"A realm launched on an emulated host, {profile.name}, from {image.name} ({origin})",
+        measurement="RIM",
+        states="HIPAS, RIPAS",
+        data={**_about(plan, profile), "firmware_origin": origin},
+    )
 
 
 def _image(args: Namespace) -> tuple[CcaImage, str]:

@@ -3,24 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..launch.ovmf import Firmware
 from ..launch.pagelog import LogWriter, log_header
 from ..launch.plan import LaunchPlan, plan_snp
 from ..rules import KernelError
-from .outcome import UsageError
+from .outcome import Outcome, UsageError
+from .sweep import faults_of, unmet
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from ..launch.cca import CcaPlan
-    from ..launch.tdx import TdxPlan
+    from ..launch.cca import CcaLaunch, CcaPlan
+    from ..launch.tdx import TdxLaunch, TdxPlan
     from ..profiles import Profile
+    from ..report.style import Style
 
-__all__ = ["open_log", "plan_data", "plan_from", "profile_named"]
+__all__ = ["launched", "measured", "open_log", "plan_data", "plan_from", "profile_named"]
+
+L = TypeVar("L", "CcaLaunch", "TdxLaunch")
 
 
 def plan_from(args: Namespace, firmware: Firmware) -> LaunchPlan:
@@ -80,3 +85,72 @@ def open_log(
         raise
     except OSError as error:
         raise UsageError(f"the page log {path} can't be written: {error.strerror or error}") from error
+
+
+def measured(digest: str, data: dict[str, Any], plan: TdxPlan | CcaPlan) -> Outcome:
+    """What `gmemu measure` says: the digest alone, so that it can be piped; on a terminal also that it's simulated."""
+    from ..report.style import is_terminal
+
+    remarks = plan.notes
+    if is_terminal(sys.stderr):
+        remarks = (*remarks, "this measurement is simulated: no hardware has vouched for it")
+    return Outcome({"measurement": digest, **data}, lambda style: digest + "\n", remarks=remarks)
+
+
+def launched(
+    args: Namespace,
+    start: Callable[..., L],
+    demo: Callable[[L], Sequence[NamedTuple]],
+    plan: TdxPlan | CcaPlan,
+    *,
+    platform: tuple[str, str],
+    title: Callable[[L], str],
+    measurement: str,
+    states: str,
+    data: dict[str, Any],
+) -> Outcome:
+    """`gmemu launch`: launch `plan` as `start` does, run `demo` in it, tell what was done and what became of the pages.
+
+    `platform` is the machine's and the page log's; `measurement` and `states` are the field's words for the digest and for
+    what a page is to the trusted entity.
+    """
+    from ..api.kvm import Kvm
+    from ..report.progress import Progress
+
+    machine, log_platform = platform
+    faults = faults_of(args)
+    with (
+        Kvm.open(profile_named(args.profile), seed=args.seed, platform=machine, faults=faults) as kvm,
+        open_log(args.log, plan, log_platform) as log,
+        Progress("launching") as progress,
+        start(kvm, plan, flow=args.flow, log=log, progress=progress) as launch,
+    ):
+        digest = launch.run().hex()
+        before = launch.pages_by_state()
+        events = demo(launch)
+        after = launch.pages_by_state()
+    told = {
+        "measurement": digest,
+        **data,
+        "flow": launch.flow,
+        "calls": [call._asdict() for call in launch.calls],
+        "launched": before,
+        "guest": [event._asdict() for event in events],
+        "after": after,
+    }
+
+    def text(style: Style) -> str:
+        from ..report.table import paragraph, table
+
+        parts = [
+            paragraph(style.bold(title(launch)), style),
+            table(launch.calls, ("call", "effect"), style=style),
+            "\n" + style.bold(f"{measurement} (simulated: no hardware has vouched for it)") + "\n",
+            style.green(digest) + "\n\n",
+            table([(state, str(n)) for state, n in before.items()], (states, "pages"), style=style),
+            "\n" + table([tuple(event) for event in events], ("who", "does", "result"), style=style),
+            *(paragraph(f"note: {note}", style) for note in plan.notes),
+        ]
+        return "".join(parts)
+
+    return Outcome(told, text, remarks=unmet(faults))
