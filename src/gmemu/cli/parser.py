@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser"]
 
-_ABOUT = "KVM's guest_memfd in user space: an executable host with in-place conversion and SEV-SNP launch."
+_ABOUT = "KVM's guest_memfd in user space: an executable host with in-place conversion and confidential guests."
 
 _EPILOG = """\
 examples:
