@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..sync.explored import NotDeterministic, Step, Taken, Thread
-from .runs import Turns, World
+from ..sync.explored import Step, Taken, Thread
+from .runs import Turns, World, run_once
 
 __all__ = ["follow"]
 
@@ -23,14 +23,7 @@ def follow(build: Callable[[], World], script: Sequence[Taken]) -> tuple[int, ..
     """The choices (task numbers) by which a world of `build` comes closest to `script`, the trace of another."""
     world = build()
     follower = _Follower(script)
-    try:
-        world.runtime.run(follower.choose)
-    except NotDeterministic:
-        raise
-    except Exception:  # what it came to is for the replay to say
-        pass
-    finally:
-        world.close()
+    run_once(world, follower.choose)  # what it comes to is for the replay to say
     return tuple(follower.choices)
 
 

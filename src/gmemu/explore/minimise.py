@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..sync.explored import NotDeterministic, Taken, Thread
-from .runs import Turns
+from ..sync.explored import Taken, Thread
+from .runs import Turns, run_once
 from .verdict import Kind, kind_of
 
 if TYPE_CHECKING:
@@ -64,16 +64,7 @@ def attempt(build: Callable[[], World], wanted: tuple[int, ...]) -> Attempt:
         return at
 
     world = build()
-    error: Exception | None = None
-    try:
-        world.runtime.run(choose)
-        world.check()
-    except NotDeterministic:
-        raise
-    except Exception as violation:
-        error = violation
-    finally:
-        world.close()
+    error = run_once(world, choose)
     kind = kind_of(error) if error is not None else None
     return Attempt(kind, str(error) if error else "", tuple(made), tuple(world.runtime.trace), preemptions)
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from ..sync.explored import ExploredRuntime, NotDeterministic, Observer, Taken, Thread
+from ..sync.explored import ExploredRuntime, NotDeterministic, Observer, Schedule, Taken, Thread
 from .verdict import Livelock
 
-__all__ = ["DEPTH", "Turns", "World", "replay"]
+__all__ = ["DEPTH", "Turns", "World", "replay", "run_once"]
 
 DEPTH = 1000
 """Choices in a run after which tasks take turns; after as many again it's a livelock."""
@@ -53,6 +53,23 @@ class Turns:
         return index
 
 
+def run_once(world: World, choose: Schedule, observer: Observer | None = None) -> Exception | None:
+    """Run the world's tasks and check what must hold; the world is closed.  Returns the violation, if there was one.
+
+    Raises `NotDeterministic`.
+    """
+    try:
+        world.runtime.run(choose, observer)
+        world.check()
+    except NotDeterministic:
+        raise
+    except Exception as violation:
+        return violation
+    finally:
+        world.close()
+    return None
+
+
 def replay(
     build: Callable[[], World], choices: tuple[int, ...], observer: Observer | None = None
 ) -> tuple[list[Taken], BaseException | None]:
@@ -74,14 +91,5 @@ def replay(
                 return i
         raise NotDeterministic(f"task {wanted} was to run next, but only {[thread.number for thread in able]} can")
 
-    error: BaseException | None = None
-    try:
-        world.runtime.run(choose, observer)
-        world.check()
-    except NotDeterministic:
-        raise
-    except Exception as violation:
-        error = violation
-    finally:
-        world.close()
+    error = run_once(world, choose, observer)
     return world.runtime.trace, error
