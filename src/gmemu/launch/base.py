@@ -8,7 +8,7 @@ with source 0.  *copy*: contents come from another user address.  Kernels with t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from ..api.vcpu import Vcpu
 from ..api.vm import Vm
@@ -44,19 +44,19 @@ class Launch:
     """
 
     vm_type: VmType
-    copies = False
-    """the trusted entity takes contents from another page only"""
+    only_copies: ClassVar[str] = ""
+    """why the trusted entity takes contents from another page only, if it does"""
 
     def __init__(self, kvm: Kvm, flow: str | None, log: LogWriter | None, progress: Progress | None) -> None:
         """Raises `LaunchError` for a flow that there isn't, or that the kernel or the trusted entity hasn't."""
         self.kvm = kvm
         self.profile: Profile = kvm.host.profile
-        in_place = self.profile.null_source and not self.copies
+        in_place = self.profile.null_source and not self.only_copies
         self.flow = flow or ("in-place" if in_place else "copy")
         if self.flow not in FLOWS:
             raise LaunchError(f"there is no flow {self.flow!r}; there are {' and '.join(FLOWS)}")
-        if self.flow == "in-place" and self.copies:
-            raise LaunchError("the RMM copies a realm's contents from another page, never from the page itself; use copy")
+        if self.flow == "in-place" and self.only_copies:
+            raise LaunchError(f"{self.only_copies}; use copy")
         if self.flow == "in-place" and not in_place:
             raise LaunchError(f"profile {self.profile.name} can't populate memory with what is in it; use --flow copy")
         self.calls: list[Call] = []

@@ -228,7 +228,7 @@ class CcaLaunch(Launch):
     """One realm, from creation to activation.  `measurement` is the RIM."""
 
     vm_type = VmType.ARM_REALM
-    copies = True
+    only_copies = "the RMM copies a realm's contents from another page, never from the page itself"
 
     def __init__(
         self,
