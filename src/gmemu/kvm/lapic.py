@@ -222,6 +222,25 @@ class LocalApic:
     def cr8(self, value: int) -> None:
         self._set(_TPR, value << 4)
 
+    @property
+    def task_priority(self) -> int:
+        """TPR."""
+        return self._get(_TPR) & 0xFF
+
+    @task_priority.setter
+    def task_priority(self, value: int) -> None:
+        self._set(_TPR, value)
+
+    @property
+    def in_service(self) -> int:
+        """The highest vector in service; -1 if there is none."""
+        return self._highest(_ISR)
+
+    @property
+    def requested(self) -> int:
+        """The highest vector requested; -1 if there is none."""
+        return self._highest(_IRR)
+
     # Interrupts
 
     def _highest(self, vector: int) -> int:

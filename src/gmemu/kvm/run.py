@@ -40,6 +40,7 @@ from .mmu import RetPf
 from .msr import guest_pv_has
 from .pvclock import update_guest_time
 from .sync_regs import finish_run, start_run
+from .vapic import sync_from_vapic, sync_to_vapic
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -126,7 +127,9 @@ def _enter_guest(vcpu: Vcpu) -> int:
         inject(vcpu)
         completion, vcpu.completion = vcpu.completion, None
         vcpu.has_run = True
+        sync_to_vapic(vcpu)
         exit_ = vcpu.cpu.enter(completion)
+        sync_from_vapic(vcpu)
     try:
         with vcpu.vm.srcu.read:
             return _handle_exit(vcpu, exit_)

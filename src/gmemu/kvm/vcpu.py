@@ -91,6 +91,7 @@ class Vcpu:
         self.triple_fault = False
         self.pv_enforced = False
         self.pvclock_gpa: int | None = None
+        self.vapic_gpa: int | None = None
         self.pvclock_version = 0
         self.clock_update = False
         self.guest_debug = 0

@@ -21,6 +21,7 @@ from ..uapi.kvm_x86 import (
     kvm_vcpu_events,
     kvm_xsave,
 )
+from .vapic import set_vapic_addr
 from .xsave import pack_xsave, unpack_xsave
 
 if TYPE_CHECKING:
@@ -308,6 +309,7 @@ IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
     uapi.KVM_SET_GUEST_DEBUG: _set_guest_debug,
     uapi.KVM_SET_SIGNAL_MASK: _set_signal_mask,
     uapi.KVM_TPR_ACCESS_REPORTING: _tpr_access,
+    uapi.KVM_SET_VAPIC_ADDR: set_vapic_addr,
     uapi.KVM_SET_TSC_KHZ: _set_tsc_khz,
     uapi.KVM_GET_TSC_KHZ: _get_tsc_khz,
     uapi.KVM_KVMCLOCK_CTRL: _nothing,

@@ -481,6 +481,12 @@ TPR_ACCESS = rule(
     "KVM_TPR_ACCESS_REPORTING takes no flags",
     _X86 + "vcpu_ioctl_tpr_access_reporting()",
 )
+VAPIC = rule(
+    "kvm.vapic",
+    EINVAL,
+    "there must be a local APIC in the kernel, and a memslot with the guest's word",
+    _X86 + "kvm_arch_vcpu_ioctl(), KVM_SET_VAPIC_ADDR; arch/x86/kvm/lapic.c: kvm_lapic_set_vapic_addr()",
+)
 KVMCLOCK_NONE = rule(
     "kvm.kvmclock.none",
     EINVAL,

@@ -27,6 +27,7 @@ from .kvm_x86 import (
     kvm_sregs,
     kvm_sregs2,
     kvm_tpr_access_ctl,
+    kvm_vapic_addr,
     kvm_translation,
     kvm_vcpu_events,
     kvm_xcrs,
@@ -175,6 +176,7 @@ __all__ = [
     "KVM_GET_LAPIC",
     "KVM_SET_LAPIC",
     "KVM_TPR_ACCESS_REPORTING",
+    "KVM_SET_VAPIC_ADDR",
     "KVM_NMI",
     "KVM_SET_GUEST_DEBUG",
     "KVM_GET_VCPU_EVENTS",
@@ -865,6 +867,7 @@ KVM_SET_SIGNAL_MASK = IOW(KVMIO, 0x8B, kvm_signal_mask)
 KVM_GET_LAPIC = IOR(KVMIO, 0x8E, kvm_lapic_state)
 KVM_SET_LAPIC = IOW(KVMIO, 0x8F, kvm_lapic_state)
 KVM_TPR_ACCESS_REPORTING = IOWR(KVMIO, 0x92, kvm_tpr_access_ctl)
+KVM_SET_VAPIC_ADDR = IOW(KVMIO, 0x93, kvm_vapic_addr)
 KVM_NMI = IO(KVMIO, 0x9A)
 KVM_SET_GUEST_DEBUG = IOW(KVMIO, 0x9B, kvm_guest_debug)
 KVM_GET_VCPU_EVENTS = IOR(KVMIO, 0x9F, kvm_vcpu_events)

@@ -57,6 +57,7 @@ __all__ = [
     "kvm_irqchip",
     "kvm_translation",
     "kvm_tpr_access_ctl",
+    "kvm_vapic_addr",
     "kvm_clock_data",
     "kvm_sync_regs",
 ]
@@ -393,6 +394,12 @@ class kvm_tpr_access_ctl(Struct):
     enabled: int = u32()
     flags: int = u32()
     reserved: tuple[int, ...] = u32(8)
+
+
+class kvm_vapic_addr(Struct):
+    """Argument of KVM_SET_VAPIC_ADDR."""
+
+    vapic_addr: int = u64()
 
 
 class kvm_clock_data(Struct):

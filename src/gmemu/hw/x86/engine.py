@@ -9,9 +9,11 @@ neither memslots nor conversions cost the engine anything but a flush.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, PyDLL, Structure, byref, c_bool, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ class _Library:
     """libunicorn.  `run` lets other threads go on; the rest are short and don't."""
 
     def __init__(self, path: Path) -> None:
-        short, long = PyDLL(str(path)), ctypes.CDLL(str(path))
+        short, long = PyDLL(str(path), _binding()), ctypes.CDLL(str(path), _binding())
         self.open = _function(short.uc_open, c_int, c_int, POINTER(c_void_p))
         self.close = _function(short.uc_close, c_void_p)
         self.ctl = short.uc_ctl
@@ -80,13 +82,21 @@ def _function(function: Any, *argtypes: Any) -> Any:
     return function
 
 
+def _binding() -> int:
+    """How the library's own names are bound: to itself.
+
+    It is made of QEMU and exports its functions' names, so that in a program that has them as well (QEMU) it would
+    call the program's.  Programs that AddressSanitizer watches refuse that, and go without.
+    """
+    return os.RTLD_NOW | (0 if hasattr(ctypes.CDLL(None), "__asan_init") else os.RTLD_DEEPBIND)
+
+
 @cache
 def _library() -> _Library | None:
-    try:
-        import unicorn
-    except ImportError:
+    unicorn = find_spec("unicorn")
+    if unicorn is None or unicorn.origin is None:
         return None
-    return _Library(Path(unicorn.__file__).parent / "lib" / "libunicorn.so.2")
+    return _Library(Path(unicorn.origin).parent / "lib" / "libunicorn.so.2")
 
 
 def available() -> bool:
