@@ -29,6 +29,7 @@ SIZES = {
     "kvm_sync_regs": 520,
     "kvm_tpr_access_ctl": 40,
     "kvm_translation": 24,
+    "kvm_vapic_addr": 8,
     "kvm_vcpu_events": 64,
     "kvm_xcr": 16,
     "kvm_xcrs": 392,
