@@ -59,7 +59,8 @@ def _require(holds: bool, what: str) -> None:
 
 
 def _check_counts(host: Host, held: Mapping[int, int] | None) -> None:
-    """Each page's references: its cache's, its page table entries', its LRU batch's, those of pipes, and of `held`."""
+    """Each page's references: its cache's, its page table entries', its LRU batch's, those of pipes and other
+    holders, and of `held`."""
     memmap = host.memmap
     maps = Counter(pfn for mm in memmap.mmlist for _, pfn, _ in _ptes(mm) if pfn != memmap.zero_pfn)
     counts = Counter({pfn: maps[pfn] for pfn in maps})
@@ -73,6 +74,7 @@ def _check_counts(host: Host, held: Mapping[int, int] | None) -> None:
         _require(len(batch) < PAGEVEC_SIZE, f"CPU {cpu} has {len(batch)} folios in its LRU batch")
         counts.update(batch)
     counts.update(buffer.pfn for pipe in memmap.pipes for buffer in pipe.buffers)
+    counts.update(page for holder in memmap.holders for page in holder.references())
     counts.update(held or {})
     for pfn, count in counts.items():
         _require(memmap.refs[pfn] is not None, f"pfn {pfn:#x} is in use and free")

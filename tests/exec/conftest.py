@@ -36,7 +36,7 @@ def compile_c(tmp_path_factory: pytest.TempPathFactory) -> Compile:
     directory = tmp_path_factory.mktemp("programs")
 
     def build(name: str, *flags: str) -> Path:
-        target = directory / "-".join((name, *flags))
+        target = directory / "-".join((name, *(Path(flag).name for flag in flags)))
         if not target.exists():
             command = [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(target), str(PROGRAMS / f"{name}.c")]
             subprocess.run([*command, "-pthread", *flags], check=True)

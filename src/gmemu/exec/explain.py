@@ -112,9 +112,10 @@ class Explainer:
         parts = [f"{pins} pins (FOLL_PIN)"] if pins else []
         parts += [f"{mapped} page table entries"] if mapped else []
         parts += [f"{others} short references"] if others else []
+        names = [f"held by {holder.name}" for holder in memmap.holders if holder.holds(pfn)]
         if not parts:
             return [f"whoever held page {index:#x} has let it go by now"]
-        return [f"page {index:#x} has {count} references: the page cache's and {', '.join(parts)}"]
+        return [f"page {index:#x} has {count} references: the page cache's and {', '.join(parts)}", *sorted(names)]
 
     def _memory_fault(self, words: tuple[int, ...], entry: dict[str, Any]) -> list[str]:
         file = self._kernel.process.files.get(words[0])

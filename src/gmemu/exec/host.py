@@ -17,6 +17,7 @@ from ..hw.memory import PAGE_SHIFT
 from ..hw.real_memory import ProcessMemory, RealMemory
 from ..hw.x86.engine import stop_function
 from ..kvm.design import Design
+from ..kvm.guest_memfd.conversion import ConversionError
 from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.guest_memfd.inode import GmemInode
 from ..kvm.guest_memfd.populate import PopulateCallback
@@ -33,6 +34,7 @@ from ..rules import mm as rules
 from ..sync import DirectRuntime
 from ..uapi.mman import MADV_POPULATE_WRITE
 from .family import STORE, TAKE, Family
+from .references import References
 
 __all__ = ["MEMORY", "RealHost", "RealProcess", "RealRuntime"]
 
@@ -154,7 +156,7 @@ class RealHost(Host):
         profile = get(profile) if isinstance(profile, str) else profile
         design = Design.of(profile)
         self._convert, self._take_from_host = design.convert, design.take_from_host
-        self._populate = design.populate
+        self._populate, self._check = design.populate, design.check_references
         self.threads: RealRuntime | RealFaultyRuntime = (
             RealRuntime(process) if faults is None else RealFaultyRuntime(process, faults)
         )
@@ -168,12 +170,14 @@ class RealHost(Host):
             design=design._replace(
                 convert=self._convert_and_refresh,
                 take_from_host=self._take_from_all,
+                check_references=self._check_references,
                 populate=self._populate_and_tell,
                 mapping_range=self._mapping_range,
             ),
             platform=platform,
             faults=faults,
         )
+        self.references = References(self)
 
     def new_memory(self, size: int) -> tuple[RealMemory, Memmap]:
         memory = self.real_memory = RealMemory(size, self.process_memory)
@@ -191,7 +195,7 @@ class RealHost(Host):
         """The conversion; then what is shared is mapped, as no fault handler of ours is behind the real page tables."""
         try:
             self._convert(inode, start, end, attributes)
-            self._tell("convert", inode=inode.ino, start=start, end=end, attributes=attributes)
+            self.tell("convert", inode=inode.ino, start=start, end=end, attributes=attributes)
         except BaseException:
             self._publish(inode, start, end)
             raise
@@ -204,12 +208,21 @@ class RealHost(Host):
         """Unmap the pages in the processes that a fork made, too."""
         if self.family is not None:
             self.family.tell(TAKE, inode, start, end)
-        self._tell("zap", inode=inode.ino, start=start, end=end)
+        self.tell("zap", inode=inode.ino, start=start, end=end)
         self._take_from_host(inode, start, end)
+
+    def _check_references(self, host: Host, mapping: PageCache, start: int, end: int) -> None:
+        """What the real kernel held for the program it may have let go of by now: then look again."""
+        try:
+            self._check(host, mapping, start, end)
+        except ConversionError:
+            if not self.references.settle():
+                raise
+            self._check(host, mapping, start, end)
 
     def _populate_and_tell(self, vm: Vm, gfn: int, source: int, npages: int, writeback: bool, load: PopulateCallback) -> int:
         done = self._populate(vm, gfn, source, npages, writeback, load)
-        self._tell("populate", gfn=gfn, pages=done, source=source)
+        self.tell("populate", gfn=gfn, pages=done, source=source)
         return done
 
     def _mapping_range(self, vm: Vm, fault: PageFault) -> tuple[int, int]:
@@ -229,7 +242,8 @@ class RealHost(Host):
             return one
         return start, end
 
-    def _tell(self, event: str, **details: int) -> None:
+    def tell(self, event: str, **details: int | str) -> None:
+        """Something happened, for the log."""
         if self.on_event is not None:
             self.on_event(event, **details)
 

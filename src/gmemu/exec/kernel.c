@@ -36,6 +36,7 @@ static __thread PyThreadState *thread_state;
 static const char *const call_names[GMEMU_NR_CALLS] = {
 	"open",	    "close", "dup",  "ioctl", "mmap",  "munmap", "mprotect", "madvise",	 "mremap", "fallocate",
 	"ftruncate", "fstat", "read", "write", "fsync", "fault",  "fork",   "replaced", "exit",
+	"pin",	    "pinned",
 };
 
 /* A copy between the process's memory and ours, either way.  A page that isn't there is EFAULT, never a signal. */

@@ -33,7 +33,16 @@ enum gmemu_call {
 	GMEMU_FORK,	  /* 0: about to fork; 1: done, in the parent; 2: in the child */
 	GMEMU_REPLACED,	  /* address, length: other memory has taken this place */
 	GMEMU_EXIT,	  /* the process ends */
+	GMEMU_PIN,	  /* enum gmemu_pin, fd, request, argument, number: about to make a call; a token, or 0 */
+	GMEMU_PINNED,	  /* token, result: it returned */
 	GMEMU_NR_CALLS,
+};
+
+/* Calls of the machine's own kernel by which it may come to hold memory of ours. */
+enum gmemu_pin {
+	GMEMU_VMSPLICE,		 /* pipe, 0, iov, how many */
+	GMEMU_IO_URING_REGISTER, /* ring, opcode, argument, how many */
+	GMEMU_DEVICE_IOCTL,	 /* fd, request, argument: VFIO's and iommufd's */
 };
 
 /* The emulated kernel doesn't know the path: the machine's own kernel is to be asked. */

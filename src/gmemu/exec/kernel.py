@@ -250,6 +250,19 @@ class ExecKernel:
         self.door.access_again(address)
         return 0
 
+    @_errno
+    def pin(self, what: int, fd: int, request: int, argument: int, number: int, *_: int) -> int:
+        """The program is about to make a call by which the real kernel may hold memory of ours: a token, or 0."""
+        with self.door.syscall():
+            return self.host.references.start(what, _signed(fd), request & _U32, argument, number)
+
+    @_errno
+    def pinned(self, token: int, result: int, *_: int) -> int:
+        """That call returned."""
+        with self.door.syscall():
+            self.host.references.done(token, _signed(result))
+        return 0
+
     # Life
 
     @_errno

@@ -25,7 +25,7 @@ __all__ = ["JsonLog", "Log", "LoggedCalls", "NoLog", "TextLog", "open_log"]
 
 Told = Callable[[tuple[int, ...], dict[str, Any]], None]
 
-_HIDDEN = {"fork", "exit"}
+_HIDDEN = {"fork", "exit", "pin", "pinned"}
 
 
 class Log(Protocol):

@@ -474,6 +474,16 @@ EXPORT int dup3(int fd, int copy, int flags)
 FCNTL(fcntl)
 FCNTL(fcntl64)
 
+/* A call by which the machine's kernel may come to hold memory of ours: the emulated one is told, before and after. */
+#define PINNING(made, ...)                                                                                                       \
+	({                                                                                                                       \
+		long token = nr_ranges && !in_kernel ? KERNEL(GMEMU_PIN, __VA_ARGS__) : 0, result = (made);                      \
+                                                                                                                                 \
+		if (token > 0)                                                                                                   \
+			KERNEL(GMEMU_PINNED, token, result);                                                                     \
+		result;                                                                                                          \
+	})
+
 EXPORT int ioctl(int fd, unsigned long request, ...)
 {
 	va_list ap;
@@ -484,6 +494,8 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 	va_end(ap);
 	if (is_ours(fd))
 		return (int)returned(KERNEL(GMEMU_IOCTL, fd, request, argument));
+	if (__builtin_expect((request >> 8 & 0xff) == ';', 0)) /* VFIO's and iommufd's */
+		return (int)PINNING(NEXT(ioctl)(fd, request, argument), GMEMU_DEVICE_IOCTL, fd, request, argument);
 	return NEXT(ioctl)(fd, request, argument);
 }
 
@@ -617,6 +629,58 @@ EXPORT void *mremap(void *address, size_t old, size_t new, int flags, ...)
 	if (is_watched(address, old) || (flags & MREMAP_FIXED && is_watched(to, new)))
 		return (void *)returned(KERNEL(GMEMU_MREMAP, address, old, new, flags, to));
 	return NEXT(mremap)(address, old, new, flags, to);
+}
+
+/* References to memory that the machine's own kernel takes for the program */
+
+EXPORT ssize_t vmsplice(int fd, const struct iovec *iov, size_t number, unsigned flags)
+{
+	return PINNING(NEXT(vmsplice)(fd, iov, number, flags), GMEMU_VMSPLICE, fd, 0, iov, number);
+}
+
+/* liburing, where it is linked to: as its own header has these. */
+struct io_uring;
+int io_uring_register_buffers(struct io_uring *, const struct iovec *, unsigned);
+int io_uring_register_buffers_tags(struct io_uring *, const struct iovec *, const unsigned long long *, unsigned);
+int io_uring_register_buffers_update_tag(struct io_uring *, unsigned, const struct iovec *, const unsigned long long *, unsigned);
+
+static int ring_fd(const struct io_uring *ring)
+{
+	return ((const int *)ring)[49]; /* behind the two queues (104 and 88 bytes) and the flags */
+}
+
+EXPORT int io_uring_register_buffers(struct io_uring *ring, const struct iovec *iov, unsigned number)
+{
+	return (int)PINNING(NEXT(io_uring_register_buffers)(ring, iov, number), GMEMU_IO_URING_REGISTER, ring_fd(ring), 0, iov, number);
+}
+
+EXPORT int io_uring_register_buffers_tags(struct io_uring *ring, const struct iovec *iov, const unsigned long long *tags, unsigned number)
+{
+	return (int)PINNING(NEXT(io_uring_register_buffers_tags)(ring, iov, tags, number), GMEMU_IO_URING_REGISTER, ring_fd(ring), 0, iov,
+			    number);
+}
+
+EXPORT int io_uring_register_buffers_update_tag(struct io_uring *ring, unsigned first, const struct iovec *iov,
+						const unsigned long long *tags, unsigned number)
+{
+	return (int)PINNING(NEXT(io_uring_register_buffers_update_tag)(ring, first, iov, tags, number), GMEMU_IO_URING_REGISTER,
+			    ring_fd(ring), 0, iov, number);
+}
+
+EXPORT long syscall(long number, ...)
+{
+	va_list ap;
+	long a[6];
+
+	va_start(ap, number);
+	for (int i = 0; i < 6; i++)
+		a[i] = va_arg(ap, long);
+	va_end(ap);
+	if (number == SYS_vmsplice)
+		return vmsplice((int)a[0], (const struct iovec *)a[1], (size_t)a[2], (unsigned)a[3]);
+	if (number == SYS_io_uring_register)
+		return PINNING(NEXT(syscall)(number, a[0], a[1], a[2], a[3]), GMEMU_IO_URING_REGISTER, a[0], a[1], a[2], a[3]);
+	return NEXT(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
 /* Signals that the program sends itself, or gets */

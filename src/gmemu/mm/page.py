@@ -21,6 +21,7 @@ from ..uapi.mman import GUP_PIN_COUNTING_BIAS
 if TYPE_CHECKING:
     from .address_space import AddressSpace
     from .filemap import PageCache
+    from .holder import PageHolder
     from .pipe import Pipe
     from .process import Process
 
@@ -56,6 +57,8 @@ class Memmap:
         """every process that hasn't exited, by number"""
         self.caches: WeakSet[PageCache] = WeakSet()
         self.pipes: WeakSet[Pipe] = WeakSet()
+        self.holders: WeakSet[PageHolder] = WeakSet()
+        """who keeps pages beyond a call, apart from pipes"""
         self._locks: dict[int, Lock] = {}
         self._free: list[tuple[int, int]] = []
         self._next = 1

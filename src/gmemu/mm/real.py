@@ -158,6 +158,10 @@ class PlacedPageCache(PageCache):
                 at += folio.count
 
     def truncate_range(self, start: int, end: int) -> None:
+        """As the other.  The places will have other pages: who keeps one keeps it beside (the real kernel does)."""
+        if self.first_pfn is not None:
+            for holder in list(self.memmap.holders):
+                holder.lose(self.first_pfn + start, self.first_pfn + min(end, self.nr_reserved))
         super().truncate_range(start, end)
         end = min(end, self.nr_reserved)
         if self.first_pfn is not None and start < end:

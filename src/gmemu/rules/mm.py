@@ -308,6 +308,30 @@ GUP_FAULT = rule("mm.gup.fault", EFAULT, "every page to be pinned must be mapped
 GUP_POISON = rule(
     "mm.gup.hwpoison", EHWPOISON, "a page with a hardware memory error can't be pinned", "mm/gup.c: faultin_page()"
 )
+GUP_TEST_REQUEST = rule(
+    "mm.gup-test.request",
+    EINVAL,
+    "gup_test must know the call; the emulated one knows PIN_LONGTERM_TEST_*",
+    "mm/gup_test.c: gup_test_ioctl()",
+)
+GUP_TEST_STARTED = rule(
+    "mm.gup-test.started",
+    EINVAL,
+    "one open gup_test keeps one range pinned at a time",
+    "mm/gup_test.c: pin_longterm_test_start()",
+)
+GUP_TEST_FLAGS = rule(
+    "mm.gup-test.flags", EINVAL, "only PIN_LONGTERM_TEST_FLAG_USE_* may be set", "mm/gup_test.c: pin_longterm_test_start()"
+)
+GUP_TEST_RANGE = rule(
+    "mm.gup-test.range",
+    EINVAL,
+    "address and size must be multiples of 4096, and the size not 0",
+    "mm/gup_test.c: pin_longterm_test_start()",
+)
+GUP_TEST_NOT_STARTED = rule(
+    "mm.gup-test.not-started", EINVAL, "pages must be pinned before they are read", "mm/gup_test.c: pin_longterm_test_read()"
+)
 HWPOISON_AGAIN = rule(
     "mm.hwpoison.again", EHWPOISON, "the page must not be known to be bad already", "mm/memory-failure.c: memory_failure()"
 )

@@ -15,6 +15,7 @@ from ..kvm.vcpu import VcpuFile
 from ..mm.address_space import TASK_SIZE_PAGES, AddressSpace
 from ..mm.file import S_IFREG, File, Stat, fput, vfs_fallocate
 from ..mm.gup import mm_populate
+from ..mm.gup_test import GUP_TEST, GupTestFile
 from ..mm.madvise import do_madvise
 from ..mm.mlock import do_mlock, do_munlock
 from ..mm.mremap import Remap, do_mremap, do_mremap_one
@@ -138,6 +139,8 @@ class EmulatedDoor:
                 from ..kvm.snp_platform import SevDeviceFile
 
                 return self.process.install_fd(SevDeviceFile(self.host))
+            if path == GUP_TEST:
+                return self.process.install_fd(GupTestFile(self.host.memmap))
             raise rules.NO_SUCH_FILE(path)
 
     def close(self, fd: int) -> None:
