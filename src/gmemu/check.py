@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .hw.memory import PAGE_SHIFT
 from .invariants import InvariantViolation, StaleTlb
 from .kvm.guest_memfd.inode import ATTRIBUTE_PENDING
+from .kvm.guest_memfd.large import LargeFolioInode
 from .mm.swap import PAGEVEC_SIZE
 from .uapi.kvm import KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE
 
@@ -146,6 +147,9 @@ def _check_inode(inode: GmemInode) -> None:
         at, before = end, value
         private = value == KVM_MEMORY_ATTRIBUTE_PRIVATE
         _require(not private or not mapping.is_mapped(start, end), f"the host maps private pages of {start:#x}-{end:#x}")
+    for start, end, _ in inode.large.runs() if isinstance(inode, LargeFolioInode) else ():
+        whole = inode.attributes.covers(start, end, KVM_MEMORY_ATTRIBUTE_PRIVATE)
+        _require(whole, f"guest_memfd {inode.ino} has a large folio in {start:#x}-{end:#x}, not all of which is private")
     _require(at == inode.nr_pages, f"attributes of guest_memfd {inode.ino} end at {at:#x}, the file at {inode.nr_pages:#x}")
     for file in inode.files:
         _require(file.count > 0, f"guest_memfd {inode.ino} has a released file")

@@ -20,7 +20,7 @@ from ..uapi.kvm import (
 from .arch.snp_rmp_fault import handle_rmp_fault, handle_rmp_fault_unchecked
 from .arch.tdx_map import map_private_pfn
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
-from .guest_memfd import binding, content, conversion, convert, inode, invalidate, large, populate
+from .guest_memfd import binding, content, conversion, convert, fault, inode, invalidate, large, populate
 from .mmu import is_page_fault_stale, map_one_page, may_prefault
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .guest_memfd.file import GmemFile
     from .guest_memfd.inode import GmemInode
     from .guest_memfd.invalidate import Filter
+    from .guest_memfd.large import LargeFolioInode
     from .guest_memfd.populate import PopulateCallback
     from .host import Host
     from .memslots import Memslot
@@ -92,6 +93,10 @@ class Design(NamedTuple):
     is_page_fault_stale: Callable[[Vm, PageFault], bool]
     mapping_range: Callable[[Vm, PageFault], tuple[int, int]]
     """the guest frames [start, end) that a fault on one of them maps, all of them contiguous where they are backed"""
+    make_private: Callable[[Vm, Memslot, int, int], None]
+    """(vm, slot, gfn, pfn): a fault found a private page; the trusted entity is told before it's mapped"""
+    freeze_folio: Callable[[LargeFolioInode, int, int], None]
+    """(inode, first, last): a large folio is about to be split, or pages to be merged to one: nobody may hold any of it"""
     private_pages: PrivatePages
     """what TDX does to pages that are in a secure EPT"""
     map_private_pfn: Callable[[TdxVm, int, int], None]
@@ -129,7 +134,9 @@ class Design(NamedTuple):
             filter_for_removal=invalidate.both_views if profile.removal_filter == "both" else invalidate.view_at_creation,
             punched=invalidate.keep_attributes,
             is_page_fault_stale=is_page_fault_stale,
-            mapping_range=map_one_page,
+            mapping_range=large.map_folio if profile.conversion == "convert" else map_one_page,
+            make_private=large.make_folio_private if profile.conversion == "convert" else fault.make_page_private,
+            freeze_folio=large.freeze_folio,
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
             map_private_pfn=map_private_pfn,
             handle_rmp_fault=handle_rmp_fault if profile.in_place else handle_rmp_fault_unchecked,

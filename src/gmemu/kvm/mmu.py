@@ -91,13 +91,13 @@ class Mmu:
         An entry through which the guest may write counts as dirty from the start, even if it came by a read.
         """
         spte = Spte(fault.pfn - fault.gfn, fault.map_writable, fault.private)
-        self.rt.writes(("spte", self, fault.gfn))
+        start, end = self._vm.host.design.mapping_range(self._vm, fault)
+        self.rt.writes(("spte", self, start, end) if end - start > 1 else ("spte", self, start))
         old = self.sptes[fault.gfn]
         if old is not None and (fault.prefetch or old.writable or not fault.write):
             if old.delta != spte.delta:
                 raise InvariantViolation(f"gfn {fault.gfn:#x} is mapped to {old}, and the page there is {spte}")
             return RetPf.SPURIOUS
-        start, end = self._vm.host.design.mapping_range(self._vm, fault)
         if not self.sptes.empty(start, end):
             start, end = fault.gfn, fault.gfn + 1
         self.sptes.set(start, end, spte)

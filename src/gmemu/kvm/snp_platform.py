@@ -102,6 +102,21 @@ class SnpPlatform:
             raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
         return done
 
+    def rmp_make_private_large(self, pfn: int, gfn: int, asid: int, count: int) -> None:
+        """The same for `count` pages, with an entry of 2 MiB for each aligned 2 MiB of them.  Raises EFAULT."""
+        end = pfn + count
+        while pfn < end:
+            large = not pfn % PAGES_PER_2M and not gfn % PAGES_PER_2M and end - pfn >= PAGES_PER_2M
+            if large:
+                code, _ = self._rmpupdate(pfn, assigned=True, asid=asid, gfn=gfn, pagesize=1)
+                if code:
+                    raise rules.RMPUPDATE(f"code {code} at pfn {pfn:#x}")
+                done = PAGES_PER_2M
+            else:
+                upto = min(end, (pfn // PAGES_PER_2M + 1) * PAGES_PER_2M)
+                done = self.rmp_make_private(pfn, gfn, asid, immutable=False, count=upto - pfn)
+            pfn, gfn = pfn + done, gfn + done
+
     def rmp_make_shared(self, pfn: int) -> None:
         """rmp_make_shared(): give a 4 KiB page back to the hypervisor.  Raises EFAULT."""
         code, _ = self._rmpupdate(pfn, assigned=False)

@@ -39,6 +39,8 @@ class PageCache:
     """
 
     swap_backed = False
+    alignment = 1
+    """what the page frame of memory that is allocated at once is a multiple of, where that can be had"""
 
     def __init__(self, memmap: Memmap, lru: LruBatches, name: str) -> None:
         self.memmap, self.lru, self.rt = memmap, lru, memmap.rt
@@ -114,7 +116,7 @@ class PageCache:
 
     def _alloc(self, index: int, count: int) -> list[tuple[int, int]]:
         """filemap_alloc_folio() for file pages from `index`: runs of (pfn, count)."""
-        return self.memmap.alloc(count)
+        return self.memmap.alloc(count, self.alignment)
 
     def unlock_folio(self, folio: Folio) -> None:
         """folio_unlock()."""

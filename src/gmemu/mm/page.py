@@ -69,9 +69,10 @@ class Memmap:
         """How many pages can still be allocated."""
         return self.nr_pages - self.nr_allocated - 1
 
-    def alloc(self, count: int) -> list[tuple[int, int]]:
+    def alloc(self, count: int, alignment: int = 1) -> list[tuple[int, int]]:
         """Take `count` pages off the free list, each with one reference; contents undefined.  Runs of (pfn, count).
 
+        With an `alignment` (pages) it's one run that begins at a multiple of that, while there's memory that nobody had yet.
         Raises ENOMEM (`mm.page.oom`) when the machine hasn't that many.
         """
         if self.inject is not None and self.inject(count):
@@ -80,6 +81,12 @@ class Memmap:
             raise rules.OUT_OF_MEMORY(f"{count} pages asked, {self.nr_free} free")
         runs: list[tuple[int, int]] = []
         left = count
+        skip = -self._next % alignment
+        if alignment > 1 and self._next + skip + count <= self.nr_pages:
+            if skip:
+                self._free.insert(0, (self._next, skip))
+            runs, left = [(self._next + skip, count)], 0
+            self._next += skip + count
         while left and self._free:
             pfn, have = self._free.pop()
             take = min(have, left)

@@ -57,7 +57,7 @@ class RealMemmap(Memmap):
         """What is left of this process's part, and what was given back."""
         return self._limit - self._next + sum(count for _, count in self._free)
 
-    def alloc(self, count: int) -> list[tuple[int, int]]:
+    def alloc(self, count: int, alignment: int = 1) -> list[tuple[int, int]]:
         """As the other, but in one run, so that it can be mapped in one go."""
         fitting = next((i for i, (_, have) in enumerate(self._free) if have >= count), None)
         if fitting is None:

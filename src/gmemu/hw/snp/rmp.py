@@ -165,7 +165,7 @@ class Rmp(RmpTable):
 
     def _update_2m(self, pfn: int, new: RmpEntry | None) -> RmpUpdateStatus:
         end = pfn + PAGES_PER_2M
-        self._mark(self._rt.writes, pfn, PAGES_PER_2M)
+        self._mark_2m(pfn)
         if pfn % PAGES_PER_2M or pfn < 0 or end > self.npages:
             return RmpUpdateStatus.FAIL_INPUT
         if self._held(pfn, end) is not None:
@@ -184,7 +184,7 @@ class Rmp(RmpTable):
         if injected is not None:
             return PsmashStatus(injected)
         end = pfn + PAGES_PER_2M
-        self._mark(self._rt.writes, pfn, PAGES_PER_2M)
+        self._mark_2m(pfn)
         if pfn % PAGES_PER_2M:
             return PsmashStatus.FAIL_INPUT
         if not self.covers(pfn):
@@ -209,7 +209,7 @@ class Rmp(RmpTable):
             return PvalidateStatus(injected)
         if pagesize and gfn % PAGES_PER_2M:
             return PvalidateStatus.FAIL_INPUT
-        self._mark(self._rt.writes, pfn, PAGES_PER_2M if pagesize else 1)
+        self._mark_2m(pfn, pagesize)
         error = PFERR_GUEST_RMP_MASK | PFERR_GUEST_ENC_MASK
         if vmpl:
             raise _fault(error | PFERR_GUEST_VMPL_MASK, gfn, pfn, f"PVALIDATE by VMPL{vmpl}; only VMPL0 may")
@@ -245,7 +245,7 @@ class Rmp(RmpTable):
             return RmpAdjustStatus.FAIL_INPUT
         if target_vmpl <= vmpl:
             return RmpAdjustStatus.FAIL_PERMISSION
-        self._mark(self._rt.writes, pfn, PAGES_PER_2M if pagesize else 1)
+        self._mark_2m(pfn, pagesize)
         error = PFERR_GUEST_RMP_MASK | PFERR_GUEST_ENC_MASK
         entry = self._guests_own(pfn, gfn, asid, error)
         if self._size_mismatch(entry, pfn, gfn, pagesize, error):

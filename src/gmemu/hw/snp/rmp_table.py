@@ -81,6 +81,11 @@ class RmpTable:
         self._mark(self._rt.reads, pfn, count)
         return not self.entries.empty(pfn, pfn + count)
 
+    def unassigned(self, pfn: int, count: int) -> list[tuple[int, int]]:
+        """The runs [start, end) among `count` pages that nobody owns but the hypervisor, looked up as one."""
+        self._rt.reads(("rmp", pfn) if count == 1 else ("rmp", pfn, pfn + count))
+        return [(start, end) for start, end, entry in self.entries.spans(pfn, pfn + count) if entry is None]
+
     def check_host_write(self, pfn: int, count: int = 1) -> bool:
         """Whether the host may write all these pages.  A write to an assigned one is a #PF with the RMP bit (APM vol. 2).
 
@@ -128,6 +133,10 @@ class RmpTable:
         """Mark an access to each page, or one for all where no other task could tell the difference."""
         for page in range(pfn, pfn + (1 if self._rt.batch(count) == count else count)):
             mark(("rmp", page))
+
+    def _mark_2m(self, pfn: int, pagesize: int = 1) -> None:
+        """Mark what one instruction does to the entry of a 2 MiB page and those below it, or to that of a 4 KiB page."""
+        self._rt.writes(("rmp", pfn, pfn + PAGES_PER_2M) if pagesize else ("rmp", pfn))
 
     def _held(self, start: int, end: int) -> int | None:
         """The first page of the range that hardware holds."""

@@ -171,13 +171,15 @@ class SnpVm(VmArch):
         return error_code | PFERR_PRIVATE_ACCESS if error_code & PFERR_GUEST_ENC_MASK else error_code
 
     def make_private(self, gfn: int, pfn: int, count: int) -> None:
-        """sev_gmem_make_private(): assign the page to the guest, which has to validate it before use.  Raises EINVAL."""
-        if not self.active or self.platform.rmp.lookup(pfn) is not None:
+        """sev_gmem_make_private(): assign the pages to the guest, which has to validate them before use: those that aren't
+        yet, by 2 MiB where nothing stands against it.  Raises EINVAL."""
+        if not self.active:
             return
-        try:
-            self.platform.rmp_make_private(pfn, gfn, self.asid, immutable=False, count=count)
-        except KernelError as error:
-            raise rules.MAKE_PRIVATE(str(error)) from error
+        for start, end in self.platform.rmp.unassigned(pfn, count):
+            try:
+                self.platform.rmp_make_private_large(start, gfn + start - pfn, self.asid, end - start)
+            except KernelError as error:
+                raise rules.MAKE_PRIVATE(str(error)) from error
 
     def firmware_pages(self) -> int:
         """The guest's context, and a save area for each vCPU."""

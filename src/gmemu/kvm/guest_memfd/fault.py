@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .file import GmemFile
     from .inode import GmemInode
 
-__all__ = ["get_pfn_locked", "kvm_gmem_fault_user_mapping", "kvm_gmem_get_pfn"]
+__all__ = ["get_pfn_locked", "kvm_gmem_fault_user_mapping", "kvm_gmem_get_pfn", "make_page_private"]
 
 
 def kvm_gmem_fault_user_mapping(inode: GmemInode, index: int, count: int, address: int) -> Folio:
@@ -55,6 +55,11 @@ def get_pfn_locked(file: GmemFile, slot: Memslot, index: int, count: int = 1) ->
     return folio
 
 
+def make_page_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
+    """kvm_gmem_make_private(): the trusted entity is told of the page that a fault found.  Raises what it raises."""
+    vm.arch.make_private(gfn, pfn, 1)
+
+
 def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
     """The page frame for `gfn`, zeroed if never used, and made private for the trusted entity if it's to be.
 
@@ -72,7 +77,7 @@ def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
             try:
                 mapping.clear_folio(folio)
                 if inode.private_run(index, 1):
-                    vm.arch.make_private(gfn, folio.pfn, 1)
+                    vm.host.design.make_private(vm, slot, gfn, folio.pfn)
             except BaseException:
                 mapping.unlock_folio(folio)
                 mapping.put_folio(folio)

@@ -5,6 +5,9 @@ A large folio is private as a whole.  Its first shared page splits all of it to 
 and let go by itself; when all of it is private again it's merged.  Attributes are stored first, then folios are
 restructured; if that fails the attributes are put back.  The memory of a folio comes and goes as one: a punch of less only
 zeroes.
+
+A guest gets a large private folio as a whole: a fault on any of its pages has all of it made private and maps it.  The shape
+of a folio changes only under the invalidate lock and after an invalidation, so that a fault which saw another is retried.
 """
 
 from __future__ import annotations
@@ -28,8 +31,19 @@ from .inode import GmemInode
 
 if TYPE_CHECKING:
     from ..host import Host
+    from ..memslots import Memslot
+    from ..mmu import PageFault
+    from ..vm import Vm
 
-__all__ = ["LargeFolioInode", "check_creation", "convert", "new_inode"]
+__all__ = [
+    "LargeFolioInode",
+    "check_creation",
+    "convert",
+    "freeze_folio",
+    "make_folio_private",
+    "map_folio",
+    "new_inode",
+]
 
 _SHIFTS = (21, 30)
 
@@ -56,6 +70,7 @@ class LargeFolioInode(GmemInode):
         super().__init__(host, size, flags)
         self.per_folio = 1 << (flags >> GUESTMEM_HUGETLB_FLAG_SHIFT) - PAGE_SHIFT
         self.large: RangeMap[bool] = RangeMap()
+        self.mapping.alignment = self.per_folio
 
     def folios(self, start: int, end: int) -> Iterator[int]:
         """The first file page of each folio that has a page in [start, end)."""
@@ -103,22 +118,71 @@ class LargeFolioInode(GmemInode):
                 continue
             try:
                 self.host.allocate("gmem-merge" if wanted else "gmem-split")
-                self._freeze(first, last)
+                self.host.design.freeze_folio(self, first, last)
             except KernelError as error:
                 raise ConversionError(error, max(start, first)) from error
             self.large.set(first, last, True if wanted else None)
 
-    def _freeze(self, first: int, last: int) -> None:
-        """folio_ref_freeze(): nobody may hold a page while the folio leaves the cache and comes back in another shape."""
+    def held(self, first: int, last: int) -> bool:
+        """Whether somebody but the page cache holds one of these pages.  It's seen of all at once: a folio has one count."""
         memmap = self.host.memmap
-        for stage in (0, 1, 2):
-            if stage:
-                self.host.design.drain(self.host, stage)
-            runs = [(s + delta, e + delta) for s, e, delta in self.mapping.pages.runs(first, last)]
-            held = [s for s, e in runs if not memmap.refs.covers(s, e, 1)]
-            if not held:
-                return
-        raise rules.SPLIT_BUSY(f"the folio of {PAGE_SIZE * self.per_folio:#x} bytes at file page {first:#x}")
+        runs = [(s + delta, e + delta) for s, e, delta in self.mapping.pages.runs(first, last)]
+        for s, e in runs:
+            self.host.rt.writes(("refcount", s, e))
+        return not all(memmap.refs.covers(s, e, 1) for s, e in runs)
+
+    def folio_in(self, slot: Memslot, gfn: int) -> tuple[int, int]:
+        """The guest frames [start, end) that have the large folio behind `gfn`: as much of it as the slot has and as is
+        contiguous.  That one frame where there is no large folio."""
+        index = slot.gmem_index(gfn)
+        if not self.large[index]:
+            return gfn, gfn + 1
+        first = index - index % self.per_folio
+        start, end, _ = self.mapping.pages.run(index)
+        start, end = max(first, start, slot.gmem_pgoff), min(first + self.per_folio, end, slot.gmem_pgoff + slot.npages)
+        return gfn + start - index, gfn + end - index
+
+
+def freeze_folio(inode: LargeFolioInode, first: int, last: int) -> None:
+    """folio_ref_freeze(): nobody may hold a page while the folio leaves the cache and comes back in another shape.
+
+    A reference may be due to an LRU batch; any other is somebody's, and isn't waited for.  Raises EAGAIN.
+    """
+    for stage in (0, 1, 2):
+        if stage:
+            inode.host.design.drain(inode.host, stage)
+        if not inode.held(first, last):
+            return
+    raise rules.SPLIT_BUSY(f"the folio of {PAGE_SIZE * inode.per_folio:#x} bytes at file page {first:#x}")
+
+
+def make_folio_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
+    """kvm_gmem_make_private() for all pages of the folio that a fault found, under the folio's lock, which is its head's.
+
+    The caller has the lock of `pfn`.
+    """
+    start, end = _folio_of(slot, gfn)
+    head = pfn - (gfn - start)
+    if head != pfn:
+        vm.host.memmap.folio_lock(head)
+    try:
+        vm.arch.make_private(start, head, end - start)
+    finally:
+        if head != pfn:
+            vm.host.memmap.folio_unlock(head)
+
+
+def map_folio(vm: Vm, fault: PageFault) -> tuple[int, int]:
+    """kvm_mmu_hugepage_adjust(): a private folio is mapped as a whole."""
+    if fault.slot is None or not fault.private or fault.slot.dirty_bitmap is not None:
+        return fault.gfn, fault.gfn + 1
+    return _folio_of(fault.slot, fault.gfn)
+
+
+def _folio_of(slot: Memslot, gfn: int) -> tuple[int, int]:
+    """The guest frames that the folio behind `gfn` has in its slot."""
+    inode = slot.gmem_file.gmem_inode if slot.gmem_file is not None else None
+    return inode.folio_in(slot, gfn) if isinstance(inode, LargeFolioInode) else (gfn, gfn + 1)
 
 
 def convert(inode: GmemInode, start: int, end: int, attributes: int) -> None:
