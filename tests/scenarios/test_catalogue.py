@@ -38,4 +38,4 @@ def test_every_variant_is_told_of() -> None:
 
 def test_numbers_are_those_of_the_list() -> None:
     """What isn't there yet is named here."""
-    assert set(range(1, 33)) - {scenario.number for scenario in CATALOGUE.values()} == {17, 31}
+    assert set(range(1, 33)) <= {scenario.number for scenario in CATALOGUE.values()}

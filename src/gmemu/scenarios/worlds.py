@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..explore.scenario import PAGE, Scenario
 from ..kvm.arch.snp import SnpVm
-from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, KVM_MEMORY_ATTRIBUTE_PRIVATE, VmType
+from ..kvm.guest_memfd.large import LargeFolioInode
+from ..uapi.kvm import (
+    GUEST_MEMFD_FLAG_HUGETLB,
+    GUEST_MEMFD_FLAG_INIT_PRIVATE,
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
+    GUEST_MEMFD_FLAG_SUPPORT_SHARED,
+    GUESTMEM_HUGETLB_FLAG_2MB,
+    KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    VmType,
+)
 from ..uapi.sev import SnpPageType
 
 if TYPE_CHECKING:
@@ -19,9 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUSY",
+    "LARGE_PRIVATE",
     "PAGE",
     "PRIVATE",
     "SHARED",
+    "OneFolio",
     "OnePage",
     "RealmLaunch",
     "RealmRunning",
@@ -31,6 +43,10 @@ __all__ = [
 ]
 
 SHARED = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
+LARGE_PRIVATE = (
+    GUEST_MEMFD_FLAG_SUPPORT_SHARED | GUEST_MEMFD_FLAG_INIT_PRIVATE | GUEST_MEMFD_FLAG_HUGETLB | GUESTMEM_HUGETLB_FLAG_2MB
+)
+"""of the RFC of May 2025"""
 BUSY = "gmem.attributes.busy"
 """The rule by which a conversion finds that somebody holds a page."""
 PRIVATE = "gmem.fault.private"
@@ -41,11 +57,12 @@ class GuestMemory(Scenario):
     """What the worlds have in common: `vm` with `pages` of `gmem` bound at gpa 0, mapped by the host as `memory`."""
 
     pages = 1
+    flags = SHARED
     vm: Vm
 
     def make_memory(self) -> None:
         """guest_memfd, the mapping, and slot 0."""
-        self.gmem = self.vm.create_guest_memfd(self.pages * PAGE, SHARED)
+        self.gmem = self.vm.create_guest_memfd(self.pages * PAGE, self.flags)
         self.memory = self.gmem.mmap()
         self.bind()
 
@@ -97,6 +114,20 @@ class OnePage(GuestMemory):
         self.vm = self.kvm.create_vm(VmType.SW_PROTECTED)
         self.make_memory()
         self.tasks()
+
+
+class OneFolio(OnePage):
+    """A SW_PROTECTED VM of the RFC of May 2025, whose memory is one large folio: 2 MiB, private and allocated."""
+
+    profile = "rfc-2025-05"
+    pages = 512
+    flags = LARGE_PRIVATE
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the folio is in one piece."""
+        assert isinstance(self.inode, LargeFolioInode)
+        return bool(self.inode.large[0])
 
 
 class SnpLaunch(GuestMemory):

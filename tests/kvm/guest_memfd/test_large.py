@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gmemu import ConversionRefused, GuestMemfd, Host, Kvm, Mapping, VmType
 from gmemu.check import check_host
+from gmemu.invariants import InvariantViolation
 from gmemu.kvm.guest_memfd.large import LargeFolioInode
 from gmemu.uapi.kvm import (
     GUEST_MEMFD_FLAG_HUGETLB,
@@ -111,6 +112,31 @@ def test_a_folio_that_is_held_cant_be_split() -> None:
     machine.host.memmap.put(pfn)
     machine.gmem.make_shared(3 * PAGE, PAGE)
     assert machine.large()[0] is False
+
+
+def test_a_guest_gets_a_folio_as_a_whole() -> None:
+    machine = Machine()
+    assert machine.vcpu.pre_fault((N + 7) * PAGE, PAGE) == 0
+    [vm] = machine.host.vms
+    pfn = machine.inode.mapping.pfn(N)
+    assert pfn is not None
+    assert pfn % N == 0
+    assert [(start, end, start + spte.delta) for start, end, spte in vm.mmu.sptes.runs()] == [(N, 2 * N, pfn)]
+    machine.gmem.make_shared((N + 3) * PAGE, PAGE)
+    assert machine.vcpu.pre_fault((N + 3) * PAGE, PAGE) == 0
+    machine.gmem.make_shared((2 * N + 1) * PAGE, PAGE)
+    assert machine.vcpu.pre_fault((2 * N + 2) * PAGE, PAGE) == 0
+    mapped = [(start, end, spte.private) for start, end, spte in vm.mmu.sptes.runs()]
+    assert mapped == [(N, N + 3, True), (N + 3, N + 4, False), (N + 4, 2 * N, True), (2 * N + 2, 2 * N + 3, True)]
+    check_host(machine.host)
+
+
+def test_a_large_folio_with_a_shared_page_is_found() -> None:
+    machine = Machine()
+    machine.vcpu.pre_fault(0, PAGE)
+    machine.inode.attributes.set(3, 4, 0)
+    with pytest.raises(InvariantViolation, match="not all of which is private"):
+        check_host(machine.host)
 
 
 pages = st.integers(0, FOLIOS * N)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from ...kvm.design import Design
 from ..user_space import UserSpace
-from . import batch, conversion, memslots, mmu, populate, references, tdx, user_space, vcpu_run
+from . import batch, conversion, folios, memslots, mmu, populate, references, tdx, user_space, vcpu_run
 from .variant import Variant
 
 __all__ = ["VARIANTS", "Variant", "apply", "apply_to_user_space"]
 
-_MODULES = (populate, batch, conversion, references, vcpu_run, mmu, memslots, tdx, user_space)
+_MODULES = (populate, batch, conversion, folios, references, vcpu_run, mmu, memslots, tdx, user_space)
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for module in _MODULES for variant in module.VARIANTS}
 """name -> variant, by the part of the kernel that is different; what concerns the VMM comes last"""

@@ -39,6 +39,7 @@ __all__ = [
     "LargeFolioInode",
     "check_creation",
     "convert",
+    "folio_of",
     "freeze_folio",
     "make_folio_private",
     "map_folio",
@@ -161,7 +162,7 @@ def make_folio_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
 
     The caller has the lock of `pfn`.
     """
-    start, end = _folio_of(slot, gfn)
+    start, end = folio_of(slot, gfn)
     head = pfn - (gfn - start)
     if head != pfn:
         vm.host.memmap.folio_lock(head)
@@ -176,11 +177,11 @@ def map_folio(vm: Vm, fault: PageFault) -> tuple[int, int]:
     """kvm_mmu_hugepage_adjust(): a private folio is mapped as a whole."""
     if fault.slot is None or not fault.private or fault.slot.dirty_bitmap is not None:
         return fault.gfn, fault.gfn + 1
-    return _folio_of(fault.slot, fault.gfn)
+    return folio_of(fault.slot, fault.gfn)
 
 
-def _folio_of(slot: Memslot, gfn: int) -> tuple[int, int]:
-    """The guest frames that the folio behind `gfn` has in its slot."""
+def folio_of(slot: Memslot, gfn: int) -> tuple[int, int]:
+    """The guest frames [start, end) that the folio behind `gfn` has in its slot."""
     inode = slot.gmem_file.gmem_inode if slot.gmem_file is not None else None
     return inode.folio_in(slot, gfn) if isinstance(inode, LargeFolioInode) else (gfn, gfn + 1)
 
