@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gmemu.explore import Kind, Outcome, Result, explore
+from gmemu.explore import Kind, Outcome, Result, explore, record, replay
+from gmemu.explore.verdict import LockOrder
 
 from .programs import Body, Program
 
@@ -92,7 +93,30 @@ def test_lock_order_is_found_where_nothing_ever_hung() -> None:
     assert lines[1].startswith("t1 takes m0")
     assert [line[:6] for line in lines if line.startswith("->")] == ["-> #1 ", "-> #0 "]
     assert lines[-1] == "chain: m1 --> m0 --> m1"
-    assert result.choices
+    assert (result.preemptions, "another run" in result.detail) == (0, False)
+    _, error = replay(lambda: Program(first, second), result.choices)
+    assert (type(error), str(error)) == (LockOrder, result.detail)
+    trace = record(lambda: Program(first, second), result.choices)
+    assert trace.steps[int(lines[1].split("step ")[1].split(")")[0])].object == "m0"
+
+
+def test_a_lock_order_that_no_single_run_shows_names_a_run_for_each_link() -> None:
+    """Whoever comes first takes them in its own order, and then the other takes neither."""
+
+    def only_once(*names: int) -> Body:
+        def run(program: Program) -> None:
+            if program.atomics[0].add(1) == 1:
+                in_order(*names)(program)
+
+        return run
+
+    build = lambda: Program(only_once(0, 1), only_once(1, 0))  # noqa: E731
+    result = explore(build)
+    assert (result.outcome, result.kind) == (Outcome.VIOLATED, Kind.LOCK_ORDER)
+    assert result.detail.count("in another run: ") == 1
+    trace, error = replay(build, result.choices)
+    assert error is None
+    assert [t.step.kind for t in trace] == [t.step.kind for t in result.trace]
 
 
 def test_three_locks_in_a_circle() -> None:
@@ -132,7 +156,9 @@ def test_data_that_a_lock_should_guard_and_does_not() -> None:
     assert search(data("reads", False), data("reads", False)).outcome is Outcome.EXHAUSTED
     result = search(data("writes", True), data("reads", False))
     assert (result.outcome, result.kind) == (Outcome.VIOLATED, Kind.RACE)
-    assert "with no lock between them" in result.detail
+    assert result.detail == "t0 and t1 touch data Program 0x0 with no lock between them: write and read"
+    trace = record(lambda: Program(data("writes", True), data("reads", False)), result.choices)
+    assert (trace.kind, trace.detail, result.preemptions) == (Kind.RACE, result.detail, 0)
 
 
 def test_a_flag_orders_what_it_announces() -> None:
@@ -166,6 +192,9 @@ def test_a_loop_that_waits_for_somebody_else_ends_and_one_that_never_ends_is_a_l
     result = search(polite, never)
     assert (result.outcome, result.kind) == (Outcome.VIOLATED, Kind.LIVELOCK)
     assert "t0 goes on to" in result.detail
+    assert len(result.choices) < 10  # what leads into the loop; turns do the rest
+    _, error = replay(lambda: Program(polite, never), result.choices)
+    assert str(error) == result.detail
     unfair = search(rude, signal)  # it ends as soon as the other gets a turn: no livelock, but not all was seen
     assert (unfair.outcome, unfair.bound) == (Outcome.INCOMPLETE, "depth")
 

@@ -6,15 +6,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["Circle", "lock_order"]
+from .token import schedule_text
+
+__all__ = ["Circle", "Edge", "lock_order"]
 
 Edge = tuple[str, str]
+"""(lock held, lock taken)"""
 
 
 class Circle(NamedTuple):
-    """Locks that are taken in a circle: a text for people, the names, and the choices of a run that shows the last link."""
+    """Locks that are taken in a circle: a text for people, the links from the one seen last, and the choices of a run that
+    shows that one."""
 
-    names: tuple[str, ...]
+    links: tuple[Edge, ...]
     text: str
     choices: tuple[int, ...]
 
@@ -46,11 +50,15 @@ def lock_order(
         f"{tasks[task]} takes {newest[1]} (step {inner_at}) while it holds {newest[0]} (step {outer_at}),",
         f"which already depends on {newest[1]}; the chain, in reverse order:",
     ]
+    shown = runs.get(newest, ())
     for number, link in reversed(list(enumerate(links))):
         by, held_at, taken_at = edges[link]
-        lines.append(f"-> #{number} {link[1]}: taken by {tasks[by]} (step {taken_at}), holding {link[0]} (step {held_at})")
+        text = f"-> #{number} {link[1]}: taken by {tasks[by]} (step {taken_at}), holding {link[0]} (step {held_at})"
+        if runs.get(link, shown) != shown:
+            text += f"; in another run: {schedule_text(runs[link])}"
+        lines.append(text)
     lines.append("chain: " + " --> ".join([link[0] for link in links] + [links[0][0]]))
-    return Circle(best, "\n".join(lines), runs.get(newest, ()))
+    return Circle(tuple(links), "\n".join(lines), shown)
 
 
 def _shortest(start: str, after: Mapping[str, list[str]]) -> tuple[str, ...] | None:

@@ -14,11 +14,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..sync.explored import Taken, Thread
-from .runs import Turns, run_once
+from .runs import Turns, judge, run_once
 from .verdict import Kind, kind_of
 
 if TYPE_CHECKING:
-    from .runs import World
+    from .runs import Judge, World
 
 __all__ = ["TIMES", "Attempt", "attempt", "confirm", "minimise"]
 
@@ -41,49 +41,71 @@ class Attempt(NamedTuple):
         return self.preemptions, len(set(self.choices)), len(self.choices)
 
 
-def attempt(build: Callable[[], World], wanted: tuple[int, ...]) -> Attempt:
-    """Run along `wanted` (task numbers) as far as that can be done: a task that can't go on is passed over."""
+def attempt(build: Callable[[], World], wanted: tuple[int, ...], judge: Judge = judge) -> Attempt:
+    """Run along `wanted` (task numbers) as far as that can be done: a task that can't go on is passed over.
+
+    A run that never ends is told by the choices that lead into its loop; what comes after is filled in by turns.
+    """
     left = list(reversed(wanted))
     turns = Turns()
     made: list[int] = []
-    preemptions = 0
+    preemptions, led, led_with = 0, 0, 0
 
     def choose(able: list[Thread]) -> int:
-        nonlocal preemptions
+        nonlocal preemptions, led, led_with
         index = {thread.number: i for i, thread in enumerate(able)}
         at = -1
         while left and at < 0:
             at = index.get(left.pop(), -1)
-        if at < 0:
+        given = at >= 0
+        if not given:
             at = turns.choose(able)
         else:
             turns.took(able[at])
         if made and made[-1] != able[at].number and made[-1] in index:
             preemptions += able[index[made[-1]]].step.kind not in ("retry", "resched")
         made.append(able[at].number)
+        if given:
+            led, led_with = len(made), preemptions
         return at
 
     world = build()
-    error = run_once(world, choose)
+    error = run_once(world, choose, judge=judge)
     kind = kind_of(error) if error is not None else None
+    if kind is Kind.LIVELOCK:
+        del made[led:]
+        preemptions = led_with
     return Attempt(kind, str(error) if error else "", tuple(made), tuple(world.runtime.trace), preemptions)
 
 
-def minimise(build: Callable[[], World], found: Attempt, seconds: float = 1.0) -> Attempt:
+def minimise(build: Callable[[], World], found: Attempt, seconds: float = 1.0, judge: Judge = judge) -> Attempt:
     """The simplest run of the same kind that was come by in so many seconds."""
     until = time.monotonic() + seconds
     best = found
+    if found.kind is Kind.LIVELOCK:
+        best = _into_the_loop(build, found, judge)
     better = True
     while better:
         better = False
         for candidate in _simpler(best.choices):
             if time.monotonic() > until:
                 return best
-            tried = attempt(build, candidate)
+            tried = attempt(build, candidate, judge)
             if tried.kind is found.kind and tried.cost < best.cost:
                 best, better = tried, True
                 break
     return best
+
+
+def _into_the_loop(build: Callable[[], World], found: Attempt, judge: Judge) -> Attempt:
+    """The shortest beginning, by powers of two, after which turns go on for ever."""
+    length = 0
+    while length < len(found.choices):
+        tried = attempt(build, found.choices[:length], judge)
+        if tried.kind is found.kind:
+            return tried
+        length = 2 * length or 1
+    return found
 
 
 def _simpler(choices: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -108,10 +130,10 @@ def _flat(blocks: list[tuple[int, int]]) -> tuple[int, ...]:
     return tuple(task for task, length in blocks for _ in range(length))
 
 
-def confirm(build: Callable[[], World], found: Attempt) -> str:
+def confirm(build: Callable[[], World], found: Attempt, judge: Judge = judge) -> str:
     """Replay `found` ten times.  Empty if all were alike; else at which step one wasn't, in a sentence."""
     for number in range(1, TIMES + 1):
-        again = attempt(build, found.choices)
+        again = attempt(build, found.choices, judge)
         for at, (was, now) in enumerate(zip(found.trace, again.trace, strict=False)):
             if was.task != now.task or not was.step.same_as(now.step):
                 return f"not deterministic: replay {number} differs at step {at}: it was {was.step!r}, and is {now.step!r}"

@@ -17,8 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, NamedTuple, Protocol
 
+from .findings import Orders, reported
 from .runs import World
-from .search import Options, Result, Search, result_of, simplest
+from .search import Options, Result, Search, explore, result_of
 from .snapshot import Worlds
 from .verdict import Kind, Outcome
 
@@ -311,4 +312,8 @@ def explore_parallel(
         bound=coordinator.bound,
         **violation,
     )
-    return simplest(build, options, counts, coordinator.orders, names)
+    orders = Orders(
+        {pair: at for pair, (at, _) in coordinator.orders.items()},
+        {pair: run for pair, (_, run) in coordinator.orders.items()},
+    )
+    return reported(build, options, counts, orders, names, lambda few: explore(build, few, minimise=False))

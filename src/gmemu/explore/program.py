@@ -28,7 +28,7 @@ from ..check import check_host
 from ..kvm.host import Host
 from ..profiles import DEFAULT
 from ..sync.explored import ExploredRuntime
-from ..syscalls.emulated import EmulatedDoor
+from .leaks import check_locks, close_and_check
 from .search import Result, explore
 
 __all__ = ["Program", "explore_program"]
@@ -73,14 +73,12 @@ class Program:
             self.results[name] = error
 
     def check(self) -> None:
-        """The host's invariants, then the program's own; then the process exits, and nothing may be left."""
+        """The host's invariants, then the program's own; then every process exits, and nothing may be left."""
+        check_locks(self.runtime)
         check_host(self.host)
         for check in self._checks:
             check()
-        door = self.kvm.door
-        if isinstance(door, EmulatedDoor):
-            door.exit()
-            self.host.check_quiet()
+        close_and_check(self.host)
 
     def state(self) -> object:
         """Each thread's result."""

@@ -19,6 +19,7 @@ from ..rules import BusError, KernelError
 from ..sync.explored import ExploredRuntime
 from ..syscalls.emulated import EmulatedDoor
 from ..syscalls.recorded import Call, RecordedDoor
+from .leaks import check_locks, close_and_check
 from .user_space import UserSpace
 from .variants import apply, apply_to_user_space
 from .verdict import Kind
@@ -79,6 +80,9 @@ class Scenario:
     def holds(self) -> None:
         """After every task ended: assert what must be so.  `seen` has each task's result by name."""
 
+    def release(self) -> None:
+        """At the very end: give back what the scenario itself still holds, as a device that's unplugged does."""
+
     def task(self, name: str, body: Callable[[], object], *, group: str = "") -> None:
         """A task whose result (or errno rule, or SIGBUS) is kept in `seen`.  Tasks of one `group` are alike."""
 
@@ -93,7 +97,8 @@ class Scenario:
         self.runtime.spawn(name, run, group)
 
     def check(self) -> None:
-        """The scenario's own condition, and every invariant of the host."""
+        """No lock held, every invariant, the scenario's own condition; then every process exits, and nothing may be left."""
+        check_locks(self.runtime)
         check_host(self.host)
         try:
             self.holds()
@@ -102,6 +107,8 @@ class Scenario:
                 raise
             results = ", ".join(f"{name}: {value}" for name, value in self.seen.items())
             raise AssertionError(f"no outcome that may be: {results}") from None
+        self.release()
+        close_and_check(self.host)
 
     def state(self) -> object:
         """Each task's result."""

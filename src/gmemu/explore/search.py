@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Taken, Thread
 from .dependence import Analysis
-from .locks import lock_order
-from .minimise import attempt, confirm, minimise
-from .runs import DEPTH, World
+from .findings import Orders, reported
+from .runs import DEPTH, World, livelock, race
 from .sampling import STRATEGIES, Sampler
 from .snapshot import Worlds
-from .verdict import Kind, Livelock, LockOrder, Outcome, Race, kind_of
+from .verdict import Kind, Outcome, kind_of
 
 __all__ = ["Options", "Result", "explore"]
 
@@ -275,11 +274,7 @@ class Search:
         """The run is too long: give everybody a turn.  If it ends then, somebody waited for a task that had none."""
         self.bound = "depth"
         if len(self.beyond) >= self.options.max_depth:
-            recent = list(zip(self.runtime.who, self.runtime.what, strict=True))[-60:]
-            names = self.runtime.names
-            loops = {task: step for task, step in recent if step.kind not in ("release", "release-shared")}
-            turns = "; ".join(f"{names[task]} goes on to {step!r}" for task, step in sorted(loops.items()))
-            raise Livelock(f"no task came to an end in {len(self.path) + len(self.beyond)} choices: {turns}")
+            raise livelock(self.runtime)
         last = self.beyond[-1] if self.beyond else self.path[-1].chosen
         index = next((i for i, thread in enumerate(able) if thread.number > last), 0)
         self.beyond.append(able[index].number)
@@ -298,14 +293,7 @@ class Search:
                 depth = bisect_left(self.positions, reversal.first)
                 if depth < len(path) and self.positions[depth] == reversal.first:
                     self.reverse(depth, reversal.task, reversal.initials)
-        if analysis.unguarded is None:
-            return None
-        first, task, step = analysis.unguarded
-        names = runtime.names
-        return Race(
-            f"{names[first.task]} and {names[task]} touch {step.what!r} with no lock between them: "
-            f"{first.step.kind} and {step.kind}"
-        )
+        return race(analysis, runtime.names)
 
     def reverse(self, depth: int, task: int, initials: frozenset[int]) -> None:
         """See that at `depth` one of `initials` is tried."""
@@ -359,40 +347,13 @@ def explore(build: Callable[[], World], options: Options | None = None, **more: 
     """
     options = (options or Options())._replace(**more)
     start = time.monotonic()
-    result = _search(build, options)
-    if result.kind is None or not (options.minimise and options.stop_at_violation):
-        return result
-    return _simplest(build, options, result)._replace(seconds=time.monotonic() - start)
+    result, orders, names = _search(build, options)
+    result = reported(build, options, result, orders, names, lambda few: _search(build, few)[0])
+    return result._replace(seconds=time.monotonic() - start)
 
 
-def simplest(
-    build: Callable[[], World],
-    options: Options,
-    result: Result,
-    orders: dict[tuple[str, str], tuple[tuple[int, int, int], tuple[int, ...]]],
-    names: Sequence[str],
-) -> Result:
-    """What a search that was done in parts comes to: its violation made simple, or the lock order of all parts."""
-    if result.kind is None and options.stop_at_violation:
-        circle = lock_order({p: c for p, (_, c) in orders.items()}, {p: at for p, (at, _) in orders.items()}, names)
-        if circle is not None:
-            order = result._replace(outcome=Outcome.VIOLATED, kind=Kind.LOCK_ORDER)
-            return order._replace(detail=circle.text, choices=circle.choices)
-    if result.kind is None or not (options.minimise and options.stop_at_violation):
-        return result
-    return _simplest(build, options, result)
-
-
-def result_of(search: Search, error: Exception | None) -> Result:
-    """The counts of a search, and what it stopped at."""
-    counts = Result(Outcome.EXHAUSTED, search.schedules, search.steps, 0, frozenset(search.states), bound=search.bound)
-    if error is None:
-        return counts
-    return counts._replace(kind=kind_of(error), detail=str(error), choices=search.choices)
-
-
-def _search(build: Callable[[], World], options: Options) -> Result:
-    """One search, with what it found as it found it."""
+def _search(build: Callable[[], World], options: Options) -> tuple[Result, Orders, list[str]]:
+    """One search, with what it found as it found it; in what order it saw locks taken; and the tasks' names."""
     start = time.monotonic()
     worlds = Worlds(build, options.restore)
     search = Search(worlds, options)
@@ -400,63 +361,36 @@ def _search(build: Callable[[], World], options: Options) -> Result:
         search.sampler = STRATEGIES[options.strategy](options.seed)
         if options.max_schedules is None and options.max_seconds is None:
             raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")
-
-    def result(outcome: Outcome, error: Exception | None = None, choices: tuple[int, ...] | None = None) -> Result:
-        counts = Result(
-            outcome, search.schedules, search.steps, time.monotonic() - start, frozenset(search.states), bound=search.bound
-        )
-        if error is None:
-            return counts
-        along = search.choices if choices is None else choices
-        return counts._replace(kind=kind_of(error), detail=str(error), choices=along, trace=tuple(search.runtime.trace))
-
-    def at_end(outcome: Outcome) -> Result:
-        circle = lock_order(search.order_at, search.analysis.order, worlds.names)
-        if circle is not None and options.stop_at_violation:
-            return result(Outcome.VIOLATED, LockOrder(circle.text), circle.choices)
-        return result(outcome)
-
+    error: Exception | None = None
     try:
         while True:
             error = search.run()
             if error is not None and options.stop_at_violation:
-                return result(Outcome.VIOLATED, error)
+                break
+            error = None
             if not search.backtrack():
-                return at_end(Outcome.INCOMPLETE if search.bound else Outcome.EXHAUSTED)
+                break
             if options.max_schedules is not None and search.schedules >= options.max_schedules:
                 search.bound = "schedules"
-                return at_end(Outcome.INCOMPLETE)
+                break
             if options.max_seconds is not None and time.monotonic() - start > options.max_seconds:
                 search.bound = "seconds"
-                return at_end(Outcome.INCOMPLETE)
+                break
     finally:
         worlds.close()
+    return result_of(search, error), Orders(search.analysis.order, search.order_at), worlds.names
 
 
-_SEEN_BY_ALL_RUNS = frozenset({Kind.LOCK_ORDER, Kind.RACE})
-"""What a single run doesn't show by failing."""
-
-
-def _simplest(build: Callable[[], World], options: Options, result: Result) -> Result:
-    """The violation with as few preemptions as a short search finds it with, made simpler still, and confirmed."""
-    if result.kind in _SEEN_BY_ALL_RUNS or result.kind is Kind.LIVELOCK:
-        return result
-    found = attempt(build, result.choices)
-    if found.kind is not result.kind:
-        return _not_deterministic(result, f"not deterministic: replayed, it ended with {found.kind or 'nothing'}")
-    most = found.preemptions
-    for preemptions in range(most):
-        few = options._replace(strategy="exhaustive", max_preemptions=preemptions, max_schedules=300, max_seconds=0.3)
-        simpler = _search(build, few)
-        if simpler.kind is result.kind:
-            found = attempt(build, simpler.choices)
-            break
-    best = minimise(build, found) if found.kind is result.kind else attempt(build, result.choices)
-    fault = confirm(build, best)
-    if fault:
-        return _not_deterministic(result, fault)
-    return result._replace(detail=best.detail, choices=best.choices, trace=best.trace, preemptions=best.preemptions)
-
-
-def _not_deterministic(result: Result, fault: str) -> Result:
-    return result._replace(kind=Kind.NOT_DETERMINISTIC, detail=f"{fault} (it was found as {result.kind}: {result.detail})")
+def result_of(search: Search, error: Exception | None) -> Result:
+    """The counts of a search, and what it stopped at."""
+    outcome = Outcome.INCOMPLETE if search.bound else Outcome.EXHAUSTED
+    counts = Result(outcome, search.schedules, search.steps, 0, frozenset(search.states), bound=search.bound)
+    if error is None:
+        return counts
+    return counts._replace(
+        outcome=Outcome.VIOLATED,
+        kind=kind_of(error),
+        detail=str(error),
+        choices=search.choices,
+        trace=tuple(search.runtime.trace),
+    )

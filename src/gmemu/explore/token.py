@@ -7,10 +7,17 @@ for one more.  What is left open is filled in by default.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
-__all__ = ["Token"]
+__all__ = ["Token", "schedule_text"]
+
+
+def schedule_text(choices: Iterable[int]) -> str:
+    """A schedule as a token has it."""
+    runs = [(task, len(list(group))) for task, group in groupby(choices)]
+    return ",".join(f"{task}x{count}" if count > 1 else str(task) for task, count in runs)
 
 
 class Token(NamedTuple):
@@ -21,9 +28,7 @@ class Token(NamedTuple):
     choices: tuple[int, ...]
 
     def __str__(self) -> str:
-        runs = [(task, len(list(group))) for task, group in groupby(self.choices)]
-        schedule = ",".join(f"{task}x{count}" if count > 1 else str(task) for task, count in runs)
-        return f"{'+'.join((self.scenario, *self.variants))}:{schedule}"
+        return f"{'+'.join((self.scenario, *self.variants))}:{schedule_text(self.choices)}"
 
     @classmethod
     def parse(cls, text: str) -> Token:

@@ -200,13 +200,15 @@ class Host:
     def check_quiet(self) -> None:
         """With every VM and process gone, nothing may be left: no page but the zero page and what was leaked on purpose."""
         self.lru.lru_add_drain_all()
-        left = [run for run in self.memmap.refs.runs() if run[0] != self.memmap.zero_pfn]
-        left = [run for run in left if not self.memmap.leaked.covers(run[0], run[1], True)]
-        if left:
-            start, end, refs = left[0]
-            raise Leak(f"pfn {start:#x}-{end:#x} still has {refs} references after everything was closed")
+        zero, leaked = self.memmap.zero_pfn, self.memmap.leaked
+        for start, end, refs in self.memmap.refs.runs():
+            start += start == zero
+            if start < end and not leaked.covers(start, end, True):
+                raise Leak(f"pfn {start:#x}-{end:#x} still has {refs} references after everything was closed")
         if self.vms:
             raise Leak(f"{self.vms[0]} was never destroyed")
+        if self._snp is not None:
+            self._snp.check_quiet()
         if self._tdx is not None:
             self._tdx.check_quiet()
         if self._rmm is not None:

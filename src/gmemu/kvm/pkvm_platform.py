@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..hw.el2.hypervisor import Hypervisor, PageState
 from ..hw.memory import HostStage2Fault
-from ..invariants import InvariantViolation
+from ..invariants import InvariantViolation, Leak
 
 if TYPE_CHECKING:
     from .host import Host
@@ -64,6 +64,6 @@ class PkvmPlatform:
     def check_quiet(self) -> None:
         """With every VM gone, the host has everything back."""
         for start, end, _ in self.hypervisor.pages.runs():
-            raise InvariantViolation(f"pfn {start:#x}-{end:#x} is still {self.hypervisor.owner(start)}")
+            raise Leak(f"pfn {start:#x}-{end:#x} is still {self.hypervisor.owner(start)}")
         if self.hypervisor.vms:
-            raise InvariantViolation("the hypervisor still has a VM")
+            raise Leak("the hypervisor still has a VM")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..hw.memory import HostAccessFault
 from ..hw.rmm.rmm import RmiResult, Rmm
-from ..invariants import InvariantViolation
+from ..invariants import InvariantViolation, Leak
 from ..rules import KernelError
 from ..rules import cca as rules
 from ..uapi.rmi import RMI_ERROR_STATUS_MASK, RmiStatus, rmi_text
@@ -160,7 +160,7 @@ class RmmPlatform:
         """With every VM gone, the realm world has nothing but what was leaked."""
         for start, end, _ in self.rmm.gpt.realm.runs():
             if not self.host.memmap.leaked.covers(start, end, True):
-                raise InvariantViolation(f"pfn {start:#x}-{end:#x} is still in the realm world")
+                raise Leak(f"pfn {start:#x}-{end:#x} is still in the realm world")
         for rd in self.rmm.realms:
             if not self.host.memmap.leaked[rd]:
-                raise InvariantViolation(f"the realm of RD {rd:#x} was never destroyed")
+                raise Leak(f"the realm of RD {rd:#x} was never destroyed")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..hw.memory import HostAccessFault
 from ..hw.snp.psp import Psp
 from ..hw.snp.rmp import PsmashStatus, Rmp, RmpUpdateStatus
-from ..invariants import InvariantViolation
+from ..invariants import InvariantViolation, Leak
 from ..mm.file import File, Inode
 from ..mm.uaccess import UserPointer
 from ..rules import KernelError
@@ -52,6 +52,12 @@ class SnpPlatform:
     def _check_free(self, pfn: int, count: int) -> None:
         if self.rmp.owned(pfn, count):
             raise InvariantViolation(f"pfn {pfn:#x}: freed while the RMP has it in state {self.rmp.state(pfn).name}")
+
+    def check_quiet(self) -> None:
+        """With every VM gone, the RMP assigns no page but what was leaked."""
+        for start, end, entry in self.rmp.entries.runs():
+            if entry.assigned and not self.host.memmap.leaked.covers(start, end, True):
+                raise Leak(f"pfn {start:#x}-{end:#x} is still {self.rmp.state(start).name} asid {entry.asid} in the RMP")
 
     def owner(self, pfn: int) -> str:
         """The page's state in the RMP, and whose it is."""

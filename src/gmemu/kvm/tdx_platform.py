@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..hw.memory import PAGE_SHIFT
 from ..hw.tdx.module import Lifecycle, Seamcall, TdxModule
 from ..hw.tdx.pamt import PageType
-from ..invariants import InvariantViolation
+from ..invariants import InvariantViolation, Leak
 from ..rangemap import RangeMap
 from ..rules import tdx as rules
 from ..uapi.tdx import TdxStatus, status_of, status_text
@@ -142,4 +142,4 @@ class TdxPlatform:
             raise InvariantViolation(f"pfn {start:#x}-{end:#x} was freed while the TDX module had it")
         for start, end, entry in self.module.pamt.entries.runs():
             if not self.host.memmap.leaked.covers(start, end, True):
-                raise InvariantViolation(f"pfn {start:#x}-{end:#x} is still {entry.type.name} to the TDX module")
+                raise Leak(f"pfn {start:#x}-{end:#x} is still {entry.type.name} to the TDX module")

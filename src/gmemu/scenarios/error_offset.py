@@ -25,7 +25,9 @@ class ErrorOffset(OnePage):
     def tasks(self) -> None:
         self.gmem.allocate(0, self.pages * PAGE)
         self.host.lru.lru_add_drain_all()
-        get_user_pages_fast(self.host.init.mm, self.memory.address + 2 * PAGE, 1, FOLL_PIN | FOLL_LONGTERM)
+        [(self.pinned, _)] = get_user_pages_fast(
+            self.host.init.mm, self.memory.address + 2 * PAGE, 1, FOLL_PIN | FOLL_LONGTERM
+        )
         self.task("convert", self.refused)
         self.task("touch", lambda: self.memory[PAGE])
 
@@ -36,6 +38,9 @@ class ErrorOffset(OnePage):
         except ConversionRefused as refused:
             return refused.error_offset
         raise AssertionError("a pinned page became private")
+
+    def release(self) -> None:
+        self.let_go(self.pinned)
 
     def holds(self) -> None:
         offset, touched = self.seen["convert"], self.seen["touch"]

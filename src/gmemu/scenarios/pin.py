@@ -28,13 +28,18 @@ class PinAgainstConversion(OnePage):
     def tasks(self) -> None:
         self.memory[0] = 1
         self.host.lru.lru_add_drain_all()
+        self.pinned: int | None = None
         self.task("convert", self.convert)
         self.task("pin", self.pin)
 
     def pin(self) -> str:
         """pin_user_pages_fast(FOLL_LONGTERM)."""
-        get_user_pages_fast(self.host.init.mm, self.memory.address, 1, FOLL_PIN | FOLL_LONGTERM)
+        [(self.pinned, _)] = get_user_pages_fast(self.host.init.mm, self.memory.address, 1, FOLL_PIN | FOLL_LONGTERM)
         return "pinned"
+
+    def release(self) -> None:
+        if self.pinned is not None:
+            self.let_go(self.pinned)
 
     def holds(self) -> None:
         assert self.seen != {"convert": "converted", "pin": "pinned"}, "the page is private, and pinned as shared"

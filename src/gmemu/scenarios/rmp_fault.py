@@ -23,7 +23,8 @@ class RmpFaultAgainstConversion(SnpLaunch):
     def tasks(self) -> None:
         self.vm.create_vcpu()
         memmap = self.host.memmap
-        memmap.alloc(-memmap.alloc(1)[0][0] % self.pages - 1)  # what comes next begins a 2 MiB page
+        self.before = memmap.alloc(1)
+        self.before += memmap.alloc(-self.before[0][0] % self.pages - 1)  # what comes next begins a 2 MiB page
         self.gmem.allocate(0, self.pages * PAGE)
         self.convert(0, self.pages)
         rmp = self.host.snp.rmp
@@ -36,6 +37,10 @@ class RmpFaultAgainstConversion(SnpLaunch):
         """sev_handle_rmp_fault() for the first 4 KiB."""
         self.sev.after_page_fault(self.vcpu, 0, PFERR_GUEST_RMP_MASK)
         return "handled"
+
+    def release(self) -> None:
+        for pfn, count in self.before:
+            self.host.memmap.put(pfn, count)
 
     def holds(self) -> None:
         assert self.seen == {"fault": "handled", "convert": "shared"}

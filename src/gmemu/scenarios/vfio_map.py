@@ -60,6 +60,9 @@ class VfioMap(OnePage):
         self.host.memory.write(self.iommu * PAGE, b"\2")
         return "written"
 
+    def release(self) -> None:
+        self.unmap()
+
     def holds(self) -> None:
         assert self.seen["vmm"] == "shared"
         assert self.iommu == self.inode.mapping.pfn(0), "the device's map leads to a page that the guest doesn't have"

@@ -315,6 +315,7 @@ class ExploredRuntime(Runtime):
         self._expected: Sequence[Step] = ()
         self._depth = self._known = 0
         self._domains = 0
+        self._locks: list[_Mutex | _RWLock | _Srcu] = []
         self._names: dict[object, int] = {}
         self._reads: dict[object, Step] = {}
         self._writes: dict[object, Step] = {}
@@ -322,18 +323,24 @@ class ExploredRuntime(Runtime):
     # What kernel code sees
 
     def mutex(self, name: str) -> Lock:
-        return _Mutex(self, name)
+        lock = _Mutex(self, name)
+        self._locks.append(lock)
+        return lock
 
     spinlock = mutex
 
     def rwsem(self, name: str, *, fair: bool = True) -> RWLock:
-        return _RWLock(self, name, fair)
+        lock = _RWLock(self, name, fair)
+        self._locks.append(lock)
+        return lock
 
     def rwlock(self, name: str) -> RWLock:
-        return _RWLock(self, name, True)
+        return self.rwsem(name)
 
     def srcu(self, name: str) -> Srcu:
-        return _Srcu(self, name)
+        srcu = _Srcu(self, name)
+        self._locks.append(srcu)
+        return srcu
 
     def atomic(self, name: str, value: int = 0) -> Atomic:
         return _Atomic(self, name, value)
@@ -426,6 +433,10 @@ class ExploredRuntime(Runtime):
     def trace(self) -> list[Taken]:
         """The steps of the last run."""
         return [Taken(task, step) for task, step in zip(self.who, self.what, strict=True)]
+
+    def held(self) -> list[tuple[str, list[Task]]]:
+        """The locks that somebody holds or is inside of, each with who."""
+        return [(lock.name, lock.holders()) for lock in self._locks if lock.holders()]
 
     def stopped_tasks(self) -> list[Thread]:
         """The tasks that haven't ended, for an observer to look at: where each stopped, and what for."""
