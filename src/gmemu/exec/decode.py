@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..kvm.vcpu import VcpuFile
+from ..kvm.vm import VmFile
 from ..mm.uaccess import read_user
 from ..uapi.ioctl import ioctl_layout
 from ..uapi.kvm import (
     KVM_CHECK_EXTENSION,
     KVM_CREATE_VM,
+    KVM_MEMORY_ENCRYPT_OP,
     KVM_RUN,
     Cap,
     ExitReason,
@@ -35,6 +38,15 @@ from ..uapi.mman import (
     PROT_READ,
     PROT_WRITE,
 )
+from ..uapi.sev import (
+    SevCmd,
+    kvm_sev_cmd,
+    kvm_sev_init,
+    kvm_sev_snp_launch_finish,
+    kvm_sev_snp_launch_start,
+    kvm_sev_snp_launch_update,
+)
+from ..uapi.tdx import TdxCmd, kvm_tdx_cmd, kvm_tdx_init_mem_region, kvm_tdx_init_vm
 
 if TYPE_CHECKING:
     from .kernel import ExecKernel
@@ -74,6 +86,15 @@ _DETAILS: dict[ExitReason, type[Struct]] = {
     ExitReason.INTERNAL_ERROR: kvm_exit_internal_error,
 }
 
+_SEV: Mapping[int, type[Struct]] = {
+    SevCmd.INIT2: kvm_sev_init,
+    SevCmd.SNP_LAUNCH_START: kvm_sev_snp_launch_start,
+    SevCmd.SNP_LAUNCH_UPDATE: kvm_sev_snp_launch_update,
+    SevCmd.SNP_LAUNCH_FINISH: kvm_sev_snp_launch_finish,
+}
+_TDX: Mapping[int, type[Struct]] = {TdxCmd.INIT_VM: kvm_tdx_init_vm, TdxCmd.INIT_MEM_REGION: kvm_tdx_init_mem_region}
+"""what the commands of KVM_MEMORY_ENCRYPT_OP point at"""
+
 
 def arguments(kernel: ExecKernel, call: str, words: tuple[int, ...]) -> dict[str, Any]:
     """The call's arguments by name: numbers, or text where that says more."""
@@ -104,10 +125,48 @@ def _ioctl(kernel: ExecKernel, fd: int, request: int, arg: int) -> dict[str, Any
         value = f"KVM_CAP_{Cap(arg).name}"
     elif layout is not None:
         try:
-            value = vars(layout.unpack_from(read_user(kernel.door.mm, arg, layout.SIZE)))
+            value = _at(kernel, arg, layout)
         except OSError:
             value = arg
+    elif request == KVM_MEMORY_ENCRYPT_OP:
+        value = _command(kernel, fd, arg)
     return {"fd": _fd(kernel, fd), "request": ioctl_name(request), "arg": value}
+
+
+def _fields(struct: Struct) -> dict[str, Any]:
+    """Its fields in what JSON has: bytes in hexadecimal digits."""
+    return {name: _plain(value) for name, value in vars(struct).items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Struct):
+        return _fields(value)
+    return value.hex() if isinstance(value, bytes | bytearray) else value
+
+
+def _at(kernel: ExecKernel, address: int, layout: type[Struct]) -> dict[str, Any]:
+    return _fields(layout.unpack_from(read_user(kernel.door.mm, address, layout.SIZE)))
+
+
+def _command(kernel: ExecKernel, fd: int, arg: int) -> object:
+    """The argument of KVM_MEMORY_ENCRYPT_OP: the command by its name, and its own structure where it has one."""
+    file = kernel.process.files.get(fd & _U32)
+    vm = file.vm if isinstance(file, VmFile) else file.vcpu.vm if isinstance(file, VcpuFile) else None
+    if vm is None or vm.vm_type not in (VmType.SNP, VmType.TDX):
+        return arg
+    shown: dict[str, Any] = {}
+    try:
+        if vm.vm_type is VmType.TDX:
+            shown = _at(kernel, arg, kvm_tdx_cmd)
+            names, layout = {int(c): f"KVM_TDX_{c.name}" for c in TdxCmd}, _TDX.get(shown["id"])
+        else:
+            shown = _at(kernel, arg, kvm_sev_cmd)
+            names, layout = {int(c): f"KVM_SEV_{c.name}" for c in SevCmd}, _SEV.get(shown["id"])
+        shown["id"] = names.get(shown["id"], shown["id"])
+        shown["data"] = _at(kernel, shown["data"], layout) if layout is not None else shown["data"]
+    except OSError:
+        return shown or arg
+    return shown
 
 
 def _fd(kernel: ExecKernel, word: int) -> str:
@@ -137,7 +196,5 @@ def exit_of(kernel: ExecKernel, call: str, words: tuple[int, ...]) -> dict[str, 
         return {"reason": number}
     found: dict[str, Any] = {"reason": reason.name}
     if reason in _DETAILS:
-        found |= {
-            k: v.hex() if isinstance(v, bytes) else v for k, v in vars(file.vcpu.exit_details(_DETAILS[reason])).items()
-        }
+        found |= _fields(file.vcpu.exit_details(_DETAILS[reason]))
     return found

@@ -242,8 +242,8 @@ class RealHost(Host):
             return one
         return start, end
 
-    def tell(self, event: str, **details: int | str) -> None:
-        """Something happened, for the log."""
+    def tell(self, event: str, **details: object) -> None:
+        """Whoever keeps a log hears of `event`."""
         if self.on_event is not None:
             self.on_event(event, **details)
 

@@ -22,6 +22,7 @@ from ..mm.uaccess import copy_from_user, read_user, write_user
 from ..rules import MemoryFault
 from ..uapi.ioctl import ioctl_size
 from ..uapi.kvm import (
+    KVM_MEMORY_ENCRYPT_OP,
     KVM_RUN,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION2,
@@ -34,6 +35,7 @@ from .explain import Explainer
 from .family import Family
 from .host import RealHost, RealProcess
 from .log import LoggedCalls, NoLog, open_log
+from .measured import measurement
 from .settings import Settings
 from .stat import stat
 
@@ -131,9 +133,17 @@ class ExecKernel:
         if isinstance(file := self.process.files.get(fd), GmemFile) and self._family.inherited(file):
             return self._ask(file, request, arg)
         result = self.door.ioctl(fd, request, arg)
+        if request == KVM_MEMORY_ENCRYPT_OP and self.host.on_event is not None:
+            self._tell_measurement(fd, arg)
         if request in (KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2):
             self._watch_slot(arg)
         return result
+
+    def _tell_measurement(self, fd: int, arg: int) -> None:
+        command = int.from_bytes(read_user(self.door.mm, arg, 4), "little")
+        found = measurement(self.process.files.get(fd), command)
+        if found is not None:
+            self.host.tell("measurement", platform=found.platform, digest=found.digest.hex(), simulated=True)
 
     def _run(self, fd: int, arg: int) -> int:
         """KVM_RUN is what a signal interrupts: one that waits already, or one that comes while the guest runs."""

@@ -143,6 +143,10 @@ class PhysicalMemory:
         for access in self.kernel_accesses:
             access(first, last - first + 1)
 
+    def holds(self, pfn: int) -> bool:
+        """Whether there is memory at page frame `pfn`."""
+        return 0 <= pfn < self.size >> PAGE_SHIFT
+
     def copy(self, destination: int, source: int, count: int) -> None:
         """memcpy() of `count` whole pages by the host's kernel: both sides through key 0."""
         for pfn in (source, destination):

@@ -139,6 +139,10 @@ class RealMemory(PhysicalMemory):
         """Whether page frame `pfn` is of the machine's memory, and not of the program's."""
         return 0 <= pfn < self.size >> PAGE_SHIFT
 
+    def holds(self, pfn: int) -> bool:
+        """As the other; what the program has is memory, too."""
+        return self.is_own(pfn) or self.base + (pfn << PAGE_SHIFT) >= 0
+
     def read(self, address: int, length: int, key: int = 0) -> bytes:
         if self.is_own(address >> PAGE_SHIFT):
             return super().read(address, length, key)

@@ -91,7 +91,7 @@ class BuildLeaves(ModuleCore):
             return Seamcall(status), 0
         if not self._private(td, gpa, LEVEL_4K):
             return Seamcall(TdxStatus.OPERAND_INVALID | TdxOperand.RCX), 0
-        if not self.pamt.covers(source):
+        if not self.memory.holds(source):
             return Seamcall(TdxStatus.OPERAND_INVALID | TdxOperand.R9), 0
         n, refused = self._map(td, gpa, pfn, SeptState.MAPPED, 1 if self.inject is not None else count)
         if refused is not None:
