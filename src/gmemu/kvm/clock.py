@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .vm import Vm
 
-__all__ = ["HOST_TSC_KHZ", "Clock"]
+__all__ = ["HOST_TSC_KHZ", "MAX_GUEST_TSC_KHZ", "Clock"]
 
 HOST_TSC_KHZ = 2_000_000
+MAX_GUEST_TSC_KHZ = (1 << 31) - 1
 _U64 = (1 << 64) - 1
 
 

@@ -132,47 +132,65 @@ class IoBus:
         self.events.clear()
 
 
-def _duplicate(vm: Vm, fd: int) -> int:
-    """A descriptor of the eventfd that user space gave.  Raises EINVAL or EBADF."""
+def _check(vm: Vm, fd: int) -> None:
+    """Raises EINVAL or EBADF for what isn't an eventfd's descriptor."""
     if fd in vm.rt.current.process.files:
         raise rules.EVENTFD(f"fd {fd} is {vm.rt.current.process.files[fd].name}")
     try:
         if "[eventfd]" not in os.readlink(f"/proc/self/fd/{fd}"):
             raise rules.EVENTFD(f"fd {fd} isn't an eventfd")
-        return os.dup(fd)
     except FileNotFoundError:
         raise rules.EVENTFD_NONE(f"fd {fd}") from None
+
+
+def _duplicate(vm: Vm, fd: int) -> int:
+    """A descriptor of the eventfd that user space gave.  Raises as `_check` does."""
+    _check(vm, fd)
+    return os.dup(fd)
 
 
 def vm_ioeventfd(vm: Vm, arg: UserPointer) -> int:
     """kvm_ioeventfd()."""
     given = copy_from_user(vm.rt.current.mm, kvm_ioeventfd, arg)
     known = _DATAMATCH | _PIO | _DEASSIGN
+    if given.flags & _DEASSIGN:
+        return _deassign_ioeventfd(vm, given)
     wraps = given.addr + given.len > 1 << 64
     if given.flags & ~known or given.len not in (0, 1, 2, 4, 8) or wraps or (not given.len and given.flags & _DATAMATCH):
         raise rules.IOEVENTFD(f"length {given.len}, flags {given.flags:#x}")
-    match = given.datamatch if given.flags & _DATAMATCH else None
-    event = _IoEvent(given.addr, given.len, match, bool(given.flags & _PIO), given.fd, -1)
-    same = [e for e in vm.io.events if e[:4] == event[:4]]
-    if given.flags & _DEASSIGN:
-        same = [e for e in same if e.given == given.fd]
-        if not same:
-            raise rules.IOEVENTFD_NONE(f"{given!r}")
-        vm.io.events.remove(same[0])
-        os.close(same[0].fd)
-        return 0
-    if same:
+    fd = _duplicate(vm, given.fd)
+    event = _io_event(given, fd)
+    if any(e[:4] == event[:4] for e in vm.io.events):
+        os.close(fd)
         raise rules.IOEVENTFD_EXISTS(f"{given!r}")
-    vm.io.events.append(event._replace(fd=_duplicate(vm, given.fd)))
+    vm.io.events.append(event)
+    return 0
+
+
+def _io_event(given: kvm_ioeventfd, fd: int) -> _IoEvent:
+    match = given.datamatch if given.flags & _DATAMATCH else None
+    return _IoEvent(given.addr, given.len, match, bool(given.flags & _PIO), given.fd, fd)
+
+
+def _deassign_ioeventfd(vm: Vm, given: kvm_ioeventfd) -> int:
+    """kvm_deassign_ioeventfd()."""
+    _check(vm, given.fd)
+    event = _io_event(given, -1)
+    same = [e for e in vm.io.events if e[:5] == event[:5]]
+    if not same:
+        raise rules.IOEVENTFD_NONE(f"{given!r}")
+    vm.io.events.remove(same[0])
+    os.close(same[0].fd)
     return 0
 
 
 def vm_irqfd(vm: Vm, arg: UserPointer) -> int:
     """kvm_irqfd()."""
     given = copy_from_user(vm.rt.current.mm, kvm_irqfd, arg)
-    if given.flags & ~_IRQFD_DEASSIGN or given.gsi >= 4096:
+    if given.flags & ~_IRQFD_DEASSIGN:
         raise rules.IRQFD(f"gsi {given.gsi}, flags {given.flags:#x}")
     if given.flags & _IRQFD_DEASSIGN:
+        _check(vm, given.fd)
         vm.io.deassign(given.fd, given.gsi)
         return 0
     if vm.irqchip is None:

@@ -7,17 +7,19 @@ import time
 from typing import TYPE_CHECKING
 
 from ..uapi.kvm import kvm_irq_routing_entry
-from .lapic import DELIVERY_FIXED, matches, send
+from .lapic import deliver
 
 if TYPE_CHECKING:
     from .vm import Vm
 
-__all__ = ["IOAPIC_GPA", "IOAPIC_PINS", "IrqChip", "Pit", "deliver_message"]
+__all__ = ["IOAPIC_GPA", "IOAPIC_PINS", "IrqChip", "ROUTE_IRQCHIP", "ROUTE_MSI", "Pit", "deliver_message"]
 
 IOAPIC_GPA, IOAPIC_SIZE, IOAPIC_PINS = 0xFEC00000, 0x100, 24
-_ROUTE_IRQCHIP, _ROUTE_MSI = 1, 2
+ROUTE_IRQCHIP, ROUTE_MSI = 1, 2
 _MASK, _LEVEL, _REMOTE_IRR, _LOGICAL = 1 << 16, 1 << 15, 1 << 14, 1 << 11
 _PIT_HZ = 1193182
+_SPURIOUS = 7
+"""The pin that a PIC gives when nothing waits any more."""
 
 
 class _Pic:
@@ -31,13 +33,16 @@ class _Pic:
         self.elcr = 0
         self.auto_eoi = self.read_isr = self.needs_icw4 = False
 
-    def set_line(self, pin: int, level: bool) -> None:
-        bit = 1 << pin
+    def set_line(self, pin: int, level: bool) -> int:
+        """pic_set_irq1(): 1 if it's new, 0 if it still waited, -1 if it's masked."""
+        bit, status = 1 << pin, 1
         if level and (self.elcr & bit or not self.last & bit):
+            status = int(not self.irr & bit)
             self.irr |= bit
         elif not level and self.elcr & bit:
             self.irr &= ~bit
         self.last = self.last | bit if level else self.last & ~bit
+        return -1 if self.imr & bit else status
 
     def pending(self) -> int:
         """The pin with the highest priority that isn't behind one in service, or -1."""
@@ -108,31 +113,36 @@ class IrqChip:
         for gsi in range(IOAPIC_PINS):
             targets = [(2, gsi)] + ([(gsi >> 3, gsi & 7)] if gsi < 16 else [])
             self.routes[gsi] = [
-                kvm_irq_routing_entry(gsi=gsi, type=_ROUTE_IRQCHIP, u=(chip, pin, 0, 0, 0, 0, 0, 0)) for chip, pin in targets
+                kvm_irq_routing_entry(gsi=gsi, type=ROUTE_IRQCHIP, u=(chip, pin, 0, 0, 0, 0, 0, 0)) for chip, pin in targets
             ]
 
     # GSIs
 
-    def set_gsi(self, gsi: int, level: bool) -> None:
-        """kvm_set_irq()."""
-        for route in self.routes.get(gsi, ()):
-            if route.type == _ROUTE_MSI:
-                if level:
-                    deliver_message(self._vm, route.u[0], route.u[1], route.u[2])
-            elif route.u[0] == 2:
-                self._set_ioapic(route.u[1], level)
-            else:
-                self._set_pic(route.u[0] * 8 + route.u[1], level)
+    def set_gsi(self, gsi: int, level: bool) -> int:
+        """kvm_set_irq(): how many took it, 0 if the one before still waits, -1 if it's masked or goes nowhere."""
+        taken = [status for route in self.routes.get(gsi, ()) if (status := self._set_route(route, level)) >= 0]
+        return sum(taken) if taken else -1
+
+    def _set_route(self, route: kvm_irq_routing_entry, level: bool) -> int:
+        if route.type == ROUTE_MSI:
+            return deliver_message(self._vm, route.u[0], route.u[1], route.u[2]) if level else -1
+        if route.u[0] == 2:
+            return self._set_ioapic(route.u[1], level)
+        return self._set_pic(route.u[0] * 8 + route.u[1], level)
 
     # The PICs
 
-    def _set_pic(self, pin: int, level: bool) -> None:
-        self.pics[pin >> 3].set_line(pin & 7, level)
+    def _set_pic(self, pin: int, level: bool) -> int:
+        status = self.pics[pin >> 3].set_line(pin & 7, level)
         self._cascade()
+        return status
 
     def _cascade(self) -> None:
+        """pic_update_irq(): the slave's line is a pulse, which the master keeps."""
         master, slave = self.pics
-        master.set_line(2, slave.pending() >= 0)
+        if slave.pending() >= 0:
+            master.set_line(2, True)
+            master.set_line(2, False)
         if master.pending() >= 0 and self._vm.vcpus:
             self._vm.vcpus[0].kick()
 
@@ -146,16 +156,18 @@ class IrqChip:
         master, slave = self.pics
         pin = master.pending()
         if pin == 2:
-            return slave.base + max(slave.pending(), 0)
-        return master.base + pin
+            second = slave.pending()
+            return slave.base + (second if second >= 0 else _SPURIOUS)
+        return master.base + (pin if pin >= 0 else _SPURIOUS)
 
     def acknowledge(self) -> int:
         """kvm_pic_read_irq()."""
         master, slave = self.pics
         pin, vector = master.pending(), self.peek()
-        if pin == 2:
-            slave.acknowledge(max(slave.pending(), 0))
-        master.acknowledge(pin)
+        if pin == 2 and (second := slave.pending()) >= 0:
+            slave.acknowledge(second)
+        if pin >= 0:
+            master.acknowledge(pin)
         self._cascade()
         return vector
 
@@ -180,26 +192,28 @@ class IrqChip:
 
     # The I/O APIC
 
-    def _set_ioapic(self, pin: int, level: bool) -> None:
-        """ioapic_set_irq()."""
+    def _set_ioapic(self, pin: int, level: bool) -> int:
+        """ioapic_set_irq(): how many vCPUs took it, 0 for an edge that still waits, -1 if it's masked."""
         bit, entry = 1 << pin, self.redirection[pin]
         rose = level and not self._lines & bit
         self._lines = self._lines | bit if level else self._lines & ~bit
-        if entry & _MASK or not level or (entry & _LEVEL and entry & _REMOTE_IRR) or not (rose or entry & _LEVEL):
-            return
-        if entry & _LEVEL:
+        if not level:
+            return 1
+        if not entry & _LEVEL and not rose:
+            return 0
+        if entry & _MASK or (entry & _LEVEL and entry & _REMOTE_IRR):
+            return -1
+        taken = deliver(
+            self._vm.vcpus,
+            entry >> 56,
+            entry >> 8 & 7,
+            entry & 0xFF,
+            logical=bool(entry & _LOGICAL),
+            level=bool(entry & _LEVEL),
+        )
+        if taken and entry & _LEVEL:
             self.redirection[pin] |= _REMOTE_IRR
-        self._deliver_entry(entry)
-
-    def _deliver_entry(self, entry: int) -> None:
-        targets = list(matches(self._vm.vcpus, entry >> 56, bool(entry & _LOGICAL), False))
-        mode, vector = entry >> 8 & 7, entry & 0xFF
-        if mode == DELIVERY_FIXED and entry & _LEVEL:
-            for vcpu in targets:
-                if vcpu.apic is not None:
-                    vcpu.apic.accept(vector, level=True)
-        else:
-            send(targets, mode, vector)
+        return taken
 
     def eoi(self, vector: int) -> None:
         """kvm_ioapic_update_eoi(): a level that is still up comes again."""
@@ -267,12 +281,10 @@ class IrqChip:
 
 
 def deliver_message(vm: Vm, low: int, high: int, data: int) -> int:
-    """kvm_set_msi(): a message to local APICs.  How many took it."""
+    """kvm_set_msi(): a message to local APICs.  How many took it, or -1 if there is none to take it."""
     x2apic = vm.x2apic_format
     destination = low >> 12 & 0xFF | (high & 0xFFFFFF00 if x2apic else 0)
-    targets = list(matches(vm.vcpus, destination, bool(low & 4), x2apic))
-    send(targets, data >> 8 & 7, data & 0xFF)
-    return len(targets)
+    return deliver(vm.vcpus, destination, data >> 8 & 7, data & 0xFF, logical=bool(low & 4), x2apic=x2apic)
 
 
 class Pit:

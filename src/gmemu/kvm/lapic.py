@@ -14,7 +14,7 @@ from .msr import MsrError
 if TYPE_CHECKING:
     from .vcpu import Vcpu
 
-__all__ = ["APIC_REGISTERS_SIZE", "DELIVERY_FIXED", "DELIVERY_NMI", "LocalApic", "matches", "send"]
+__all__ = ["APIC_REGISTERS_SIZE", "DELIVERY_FIXED", "DELIVERY_NMI", "LocalApic", "deliver", "send"]
 
 APIC_REGISTERS_SIZE = 0x400
 _ID, _LVR, _TPR, _PPR, _EOI, _LDR, _DFR, _SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
@@ -261,13 +261,15 @@ class LocalApic:
         tpr, service = self._get(_TPR), self._highest(_ISR)
         return tpr if tpr >> 4 >= max(service, 0) >> 4 else service & 0xF0
 
-    def accept(self, vector: int, *, level: bool = False) -> None:
-        """__apic_accept_irq() for a fixed interrupt."""
-        if not self.software_enabled or vector < 16:
-            return
-        self._assign(_TMR, vector, level)
-        self._assign(_IRR, vector, True)
-        self._vcpu.kick()
+    def accept(self, vector: int, *, level: bool = False) -> bool:
+        """__apic_accept_irq() for a fixed interrupt: whether it was taken."""
+        if not self.software_enabled:
+            return False
+        if vector >= 16:
+            self._assign(_TMR, vector, level)
+            self._assign(_IRR, vector, True)
+            self._vcpu.kick()
+        return True
 
     def pending(self) -> int:
         """apic_has_interrupt_for_ppr(): the vector that would be taken now, or -1."""
@@ -398,19 +400,37 @@ def matches(vcpus: list[Vcpu], destination: int, logical: bool, x2apic: bool) ->
             yield vcpu
 
 
-def send(targets: list[Vcpu], mode: int, vector: int) -> None:
-    """Deliver a message: __apic_accept_irq() for each kind."""
+def deliver(
+    vcpus: list[Vcpu], destination: int, mode: int, vector: int, *, logical: bool, x2apic: bool = False, level: bool = False
+) -> int:
+    """kvm_irq_delivery_to_apic(): how many took it, or -1 if there is no local APIC to take it."""
+    targets = list(matches(vcpus, destination, logical, x2apic))
+    if not targets and (destination == (_U32 if x2apic else 0xFF) or all(vcpu.apic is None for vcpu in vcpus)):
+        return -1
+    return send(targets, mode, vector, level=level)
+
+
+def send(targets: list[Vcpu], mode: int, vector: int, *, level: bool = False) -> int:
+    """Deliver a message: how many took it."""
     if mode == DELIVERY_LOWEST:
         targets, mode = targets[:1], DELIVERY_FIXED
-    for vcpu in targets:
-        apic = vcpu.apic
-        assert apic is not None
-        if mode == DELIVERY_FIXED:
-            apic.accept(vector)
-        elif mode == DELIVERY_NMI:
-            vcpu.nmi_pending = min(vcpu.nmi_pending + 1, 2)
-            vcpu.kick()
-        elif mode == DELIVERY_INIT:
-            vcpu.init_received()
-        elif mode == DELIVERY_STARTUP and vcpu.mp_state in (MpState.INIT_RECEIVED, MpState.UNINITIALIZED):
+    return sum(_accept(vcpu, mode, vector, level) for vcpu in targets)
+
+
+def _accept(vcpu: Vcpu, mode: int, vector: int, level: bool) -> bool:
+    """__apic_accept_irq()."""
+    apic = vcpu.apic
+    assert apic is not None
+    if mode == DELIVERY_FIXED:
+        return apic.accept(vector, level=level)
+    if mode == DELIVERY_NMI:
+        vcpu.nmi_pending = min(vcpu.nmi_pending + 1, 2)
+        vcpu.kick()
+    elif mode == DELIVERY_INIT:
+        vcpu.init_received()
+    elif mode == DELIVERY_STARTUP:
+        if vcpu.mp_state in (MpState.INIT_RECEIVED, MpState.UNINITIALIZED):
             vcpu.sipi_received(vector)
+    else:
+        return False
+    return True

@@ -60,6 +60,9 @@ _CR0_RESERVED = ~0xE005003F & (1 << 64) - 1
 _EFER_KNOWN = 0xFD01
 _XCR0_KNOWN = 0x2FF
 _HEAD = 8
+_LAPIC_STATES = frozenset(
+    (MpState.UNINITIALIZED, MpState.INIT_RECEIVED, MpState.HALTED, MpState.SIPI_RECEIVED, MpState.AP_RESET_HOLD)
+)
 
 
 def _protected(vcpu: Vcpu, what: str) -> None:
@@ -164,7 +167,7 @@ def _get_mp_state(vcpu: Vcpu, arg: UserPointer) -> int:
 def _set_mp_state(vcpu: Vcpu, arg: UserPointer) -> int:
     """kvm_arch_vcpu_ioctl_set_mpstate(): without an in-kernel local APIC a vCPU can only be runnable."""
     state = copy_from_user(vcpu.vm.rt.current.mm, kvm_mp_state, arg).mp_state
-    if state != MpState.RUNNABLE and (vcpu.apic is None or state > MpState.SIPI_RECEIVED):
+    if state != MpState.RUNNABLE and (vcpu.apic is None or state not in _LAPIC_STATES):
         raise rules.MP_STATE_INVALID(f"{state}")
     if state == MpState.SIPI_RECEIVED and vcpu.apic is not None:
         vcpu.mp_state = MpState.INIT_RECEIVED

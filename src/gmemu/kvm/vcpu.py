@@ -55,6 +55,7 @@ def create_vcpu(vm: Vm, id: int) -> int:
             raise rules.VCPU_ID(f"id {id}, limit {limit}")
         if vm.created_vcpus >= vm.profile.caps[66].device:
             raise rules.VCPU_MANY(f"{vm.created_vcpus} exist")
+        vm.max_vcpu_id = limit
         if any(vcpu.id == id for vcpu in vm.vcpus):
             raise rules.VCPU_EXISTS(f"id {id}")
         vm.arch.vcpu_precreate()

@@ -21,6 +21,7 @@ from ..uapi.kvm_x86 import (
     kvm_vcpu_events,
     kvm_xsave,
 )
+from .clock import MAX_GUEST_TSC_KHZ
 from .vapic import set_vapic_addr
 from .xsave import pack_xsave, unpack_xsave
 
@@ -35,6 +36,7 @@ _DEBUG_ENABLE, _DEBUG_STEP, _DEBUG_SW, _DEBUG_HW, _DEBUG_DB, _DEBUG_BP = 1, 2, 1
 _DB, _BP = 1, 3
 _TSC_CTRL, _TSC_OFFSET = 0, 0
 _PDPTRS_VALID = 1
+_CR0_PG = 1 << 31
 
 
 def _apic(vcpu: Vcpu) -> LocalApic:
@@ -62,9 +64,10 @@ def _interrupt(vcpu: Vcpu, arg: UserPointer) -> int:
     irq = copy_from_user(vcpu.vm.rt.current.mm, kvm_interrupt, arg).irq
     if irq > 255:
         raise rules.INTERRUPT_VECTOR(f"{irq}")
-    if vcpu.vm.irqchip is not None and not vcpu.vm.irqchip.split:
+    chip = vcpu.vm.irqchip
+    if chip is not None and not chip.split:
         raise rules.INTERRUPT_IRQCHIP(f"vector {irq}")
-    if vcpu.interrupt >= 0:
+    if chip is not None and vcpu.interrupt >= 0:
         raise rules.INTERRUPT_PENDING(f"vector {irq}, {vcpu.interrupt} waits")
     vcpu.interrupt = irq
     return 0
@@ -136,8 +139,6 @@ def set_events(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
     if events.flags & _SIPI and vcpu.apic is not None:
         vcpu.apic.sipi_vector = events.sipi_vector
     if events.flags & _TRIPLE_FAULT:
-        if events.triple_fault_pending > 1:
-            raise rules.EVENTS_INVALID(f"triple fault {events.triple_fault_pending}")
         vcpu.triple_fault = bool(events.triple_fault_pending)
 
 
@@ -161,7 +162,7 @@ def _set_xsave(vcpu: Vcpu, arg: UserPointer) -> int:
     region = copy_from_user(vcpu.vm.rt.current.mm, kvm_xsave, arg).region
     xstate_bv = int.from_bytes(region[512:520], "little")
     mxcsr = int.from_bytes(region[24:28], "little")
-    if xstate_bv & ~3 or mxcsr & ~0xFFFF:
+    if xstate_bv & ~3 or (xstate_bv and mxcsr & ~0xFFFF):
         raise rules.XSAVE_INVALID(f"XSTATE_BV {xstate_bv:#x}, MXCSR {mxcsr:#x}")
     vcpu.fpu = unpack_xsave(region)
     return 0
@@ -191,7 +192,10 @@ def _translate(vcpu: Vcpu, arg: UserPointer) -> int:
     """kvm_arch_vcpu_ioctl_translate(): the guest's page tables, as supervisor."""
     mm = vcpu.vm.rt.current.mm
     wanted = copy_from_user(mm, kvm_translation, arg)
-    gpa = vcpu.machine.translate_linear(wanted.linear_address) if vcpu.machine is not None else None
+    if not vcpu.sregs.cr0 & _CR0_PG:
+        gpa: int | None = wanted.linear_address
+    else:
+        gpa = vcpu.machine.translate_linear(wanted.linear_address) if vcpu.machine is not None else None
     wanted.valid = int(gpa is not None)
     wanted.physical_address = (1 << 64) - 1 if gpa is None else gpa
     wanted.writeable = 1
@@ -245,7 +249,7 @@ def _tpr_access(vcpu: Vcpu, arg: UserPointer) -> int:
 
 
 def _set_tsc_khz(vcpu: Vcpu, arg: UserPointer) -> int:
-    if not isinstance(arg, int) or arg >= 1 << 31:
+    if not isinstance(arg, int) or arg >= MAX_GUEST_TSC_KHZ:
         raise rules.TSC_KHZ(f"{arg!r} kHz")
     vcpu.clock.set_khz(arg or vcpu.vm.default_tsc_khz)
     vcpu.clock_update = True

@@ -17,6 +17,9 @@ __all__ = ["QUIRKS", "enable_cap"]
 QUIRKS = 0xFF
 _MSR_EXIT_REASONS = 7
 _DISABLE_EXITS = 0xF
+_MAX_RESERVED_PINS = 4096
+_MAX_BUS_CYCLE_NS = ((1 << 64) - 1) // ((1 << 32) - 1 << 7)
+"""So that the timer's count, divided by up to 128, can be told in nanoseconds."""
 
 
 def enable_cap(vm: Vm, cap: kvm_enable_cap) -> int:
@@ -50,7 +53,8 @@ def _quirks(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
 def _split_irqchip(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
     from .vm_x86 import create_irqchip
 
-    _allow(value & ~0x1F, 0)
+    if value > _MAX_RESERVED_PINS:
+        raise rules.ENABLE_CAP_ARGS(f"{value} pins, at most {_MAX_RESERVED_PINS}")
     return create_irqchip(vm, split=True)
 
 
@@ -67,7 +71,7 @@ def _user_space_msr(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
 
 
 def _max_vcpu_id(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
-    if not value or value > vm.profile.caps[Cap.MAX_VCPU_ID].device:
+    if value > vm.profile.caps[Cap.MAX_VCPU_ID].device:
         raise rules.MAX_VCPU_ID(f"{value}")
     with vm.lock:
         if vm.max_vcpu_id == value:
@@ -101,9 +105,11 @@ def _disable_exits(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
 
 
 def _bus_cycles(vm: Vm, value: int, cap: kvm_enable_cap) -> int:
+    if not 0 < value <= _MAX_BUS_CYCLE_NS:
+        raise rules.BUS_CYCLES(f"{value} ns")
     with vm.lock:
-        if not value or value > 1_000_000_000 or vm.irqchip is None:
-            raise rules.BUS_CYCLES(f"{value} ns, irqchip {vm.irqchip is not None}")
+        if vm.irqchip is None:
+            raise rules.IRQCHIP_NONE("KVM_CAP_X86_APIC_BUS_CYCLES_NS")
         if vm.created_vcpus:
             raise rules.BUS_CYCLES(f"{vm.created_vcpus} vCPUs")
         vm.apic_bus_cycle_ns = value

@@ -13,16 +13,15 @@ from ..uapi import kvm as uapi
 from ..uapi.kvm import (
     Cap,
     kvm_create_device,
-    kvm_device_attr,
     kvm_irq_level,
     kvm_irq_routing,
     kvm_irq_routing_entry,
     kvm_msi,
 )
 from ..uapi.kvm_x86 import kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2
-from .clock import HOST_TSC_KHZ
+from .clock import HOST_TSC_KHZ, MAX_GUEST_TSC_KHZ
 from .eventfd import coalesce, uncoalesce, vm_ioeventfd, vm_irqfd
-from .irqchip import IOAPIC_PINS, IrqChip, Pit, deliver_message
+from .irqchip import IOAPIC_PINS, ROUTE_IRQCHIP, ROUTE_MSI, IrqChip, Pit, deliver_message
 
 if TYPE_CHECKING:
     from .vm import Vm
@@ -31,6 +30,8 @@ __all__ = ["IOCTLS", "create_irqchip"]
 
 _MAX_ROUTES = 4096
 _CHIPS = 3
+_MSI_VALID_DEVID = 1
+_U32 = (1 << 32) - 1
 
 
 def create_irqchip(vm: Vm, split: bool) -> int:
@@ -39,7 +40,7 @@ def create_irqchip(vm: Vm, split: bool) -> int:
         if vm.irqchip is not None:
             raise rules.IRQCHIP_EXISTS("KVM_CREATE_IRQCHIP, again")
         if vm.created_vcpus:
-            raise rules.IRQCHIP_VCPUS(f"{vm.created_vcpus} vCPUs")
+            raise (rules.IRQCHIP_SPLIT_VCPUS if split else rules.IRQCHIP_VCPUS)(f"{vm.created_vcpus} vCPUs")
         vm.irqchip = IrqChip(vm, split)
     return 0
 
@@ -86,8 +87,7 @@ def _irq_line_status(vm: Vm, arg: UserPointer) -> int:
     line = copy_from_user(mm, kvm_irq_level, arg)
     if vm.irqchip is None:
         raise rules.IRQCHIP_NONE("KVM_IRQ_LINE_STATUS")
-    vm.irqchip.set_gsi(line.irq, bool(line.level))
-    line.irq = 1
+    line.irq = vm.irqchip.set_gsi(line.irq, bool(line.level)) & _U32
     copy_to_user(mm, arg, line)
     return 0
 
@@ -98,25 +98,44 @@ def _set_gsi_routing(vm: Vm, arg: UserPointer) -> int:
     head = copy_from_user(mm, kvm_irq_routing, arg)
     if vm.irqchip is None or head.nr > _MAX_ROUTES or head.flags:
         raise rules.GSI_ROUTING(f"{head.nr} routes, flags {head.flags:#x}, irqchip {vm.irqchip is not None}")
-    size = kvm_irq_routing_entry.SIZE
+    size, at = kvm_irq_routing_entry.SIZE, kvm_irq_routing.SIZE
+    raw = read_user(mm, arg + at, head.nr * size) if isinstance(arg, int) else bytes(arg[at : at + head.nr * size])
     routes: dict[int, list[kvm_irq_routing_entry]] = {}
     for i in range(head.nr):
-        at = kvm_irq_routing.SIZE + i * size
-        raw = read_user(mm, arg + at, size) if isinstance(arg, int) else bytes(arg[at : at + size])
-        entry = kvm_irq_routing_entry.unpack_from(raw)
-        bad_pin = entry.type == 1 and (entry.u[0] >= _CHIPS or entry.u[1] >= (IOAPIC_PINS if entry.u[0] == 2 else 8))
-        if entry.gsi >= _MAX_ROUTES or entry.type not in (1, 2) or bad_pin:
-            raise rules.GSI_ROUTING(f"{entry!r}")
-        routes.setdefault(entry.gsi, []).append(entry)
+        entry = kvm_irq_routing_entry.unpack_from(raw, i * size)
+        others = routes.setdefault(entry.gsi, [])
+        if entry.gsi >= _MAX_ROUTES or not _route_fits(vm, entry, others):
+            raise rules.GSI_ROUTING(f"{entry!r}, beside {others!r}")
+        others.append(entry)
     vm.irqchip.routes = routes
     return 0
 
 
+def _route_fits(vm: Vm, entry: kvm_irq_routing_entry, others: list[kvm_irq_routing_entry]) -> bool:
+    """setup_routing_entry(): a GSI has one message, or one pin of each chip."""
+    if any(other.type != ROUTE_IRQCHIP or entry.type != ROUTE_IRQCHIP or other.u[0] == entry.u[0] for other in others):
+        return False
+    if entry.type == ROUTE_MSI:
+        return not entry.flags & ~_MSI_VALID_DEVID and not _foreign_high(vm, entry.u[1])
+    assert vm.irqchip is not None
+    if entry.type != ROUTE_IRQCHIP or entry.flags or vm.irqchip.split:
+        return False
+    return entry.u[0] < _CHIPS and entry.u[1] < (IOAPIC_PINS if entry.u[0] == 2 else 8)
+
+
+def _foreign_high(vm: Vm, address_hi: int) -> bool:
+    """kvm_msi_route_invalid(): with 32-bit destinations the address's bits 32 to 39 are reserved."""
+    return vm.x2apic_format and bool(address_hi & 0xFF)
+
+
 def _signal_msi(vm: Vm, arg: UserPointer) -> int:
     message = copy_from_user(vm.rt.current.mm, kvm_msi, arg)
-    if vm.irqchip is None or message.flags:
-        raise rules.MSI(f"flags {message.flags:#x}, irqchip {vm.irqchip is not None}")
-    return deliver_message(vm, message.address_lo, message.address_hi, message.data)
+    if vm.irqchip is None or message.flags & ~_MSI_VALID_DEVID or _foreign_high(vm, message.address_hi):
+        raise rules.MSI(f"flags {message.flags:#x}, high address {message.address_hi:#x}, irqchip {vm.irqchip is not None}")
+    taken = deliver_message(vm, message.address_lo, message.address_hi, message.data)
+    if taken < 0:
+        raise rules.MSI_NOBODY(f"address {message.address_lo:#x}")
+    return taken
 
 
 def _create_pit2(vm: Vm, arg: UserPointer) -> int:
@@ -153,7 +172,7 @@ def _reinject(vm: Vm, arg: UserPointer) -> int:
 
 def _set_tss_addr(vm: Vm, arg: UserPointer) -> int:
     """vmx_set_tss_addr(): where real mode may keep a TSS; nothing here needs one, as on processors that run it unaided."""
-    if isinstance(arg, int) and arg > (1 << 32) - 1 - 3 * 4096:
+    if isinstance(arg, int) and arg > (1 << 32) - 3 * 4096:
         raise rules.TSS_ADDR(f"{arg:#x}")
     return 0
 
@@ -161,6 +180,8 @@ def _set_tss_addr(vm: Vm, arg: UserPointer) -> int:
 def _set_identity_map(vm: Vm, arg: UserPointer) -> int:
     if vm.created_vcpus:
         raise rules.IDENTITY_MAP(f"{vm.created_vcpus} vCPUs")
+    if isinstance(arg, int):
+        read_user(vm.rt.current.mm, arg, 8)
     return 0
 
 
@@ -179,10 +200,6 @@ def _set_nr_mmu_pages(vm: Vm, arg: UserPointer) -> int:
         raise rules.NR_MMU_PAGES(f"{arg!r}")
     vm.n_max_mmu_pages = arg
     return 0
-
-
-def _get_nr_mmu_pages(vm: Vm, arg: UserPointer) -> int:
-    return vm.n_max_mmu_pages
 
 
 def _get_clock(vm: Vm, arg: UserPointer) -> int:
@@ -207,7 +224,8 @@ def _set_clock(vm: Vm, arg: UserPointer) -> int:
 
 
 def _set_tsc_khz(vm: Vm, arg: UserPointer) -> int:
-    if not isinstance(arg, int) or vm.created_vcpus:
+    late = bool(vm.created_vcpus) and not vm.profile.vm_tsc_after_vcpus
+    if not isinstance(arg, int) or arg >= MAX_GUEST_TSC_KHZ or late:
         raise rules.TSC_KHZ(f"{arg!r} kHz, {vm.created_vcpus} vCPUs")
     vm.default_tsc_khz = arg or HOST_TSC_KHZ
     return 0
@@ -221,11 +239,6 @@ def _create_device(vm: Vm, arg: UserPointer) -> int:
     """kvm_ioctl_create_device(): VFIO is the only type that x86 has, and nothing here can be assigned."""
     wanted = copy_from_user(vm.rt.current.mm, kvm_create_device, arg)
     raise rules.DEVICE_TYPE(f"type {wanted.type}")
-
-
-def _vm_attr(vm: Vm, arg: UserPointer) -> int:
-    attr = copy_from_user(vm.rt.current.mm, kvm_device_attr, arg)
-    raise rules.VM_ATTR(f"group {attr.group}, attribute {attr.attr}")
 
 
 IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
@@ -244,7 +257,6 @@ IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
     uapi.KVM_SET_IDENTITY_MAP_ADDR: _set_identity_map,
     uapi.KVM_SET_BOOT_CPU_ID: _set_boot_cpu_id,
     uapi.KVM_SET_NR_MMU_PAGES: _set_nr_mmu_pages,
-    uapi.KVM_GET_NR_MMU_PAGES: _get_nr_mmu_pages,
     uapi.KVM_GET_CLOCK: _get_clock,
     uapi.KVM_SET_CLOCK: _set_clock,
     uapi.KVM_SET_TSC_KHZ: _set_tsc_khz,
@@ -254,7 +266,4 @@ IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
     uapi.KVM_REGISTER_COALESCED_MMIO: coalesce,
     uapi.KVM_UNREGISTER_COALESCED_MMIO: uncoalesce,
     uapi.KVM_CREATE_DEVICE: _create_device,
-    uapi.KVM_HAS_DEVICE_ATTR: _vm_attr,
-    uapi.KVM_GET_DEVICE_ATTR: _vm_attr,
-    uapi.KVM_SET_DEVICE_ATTR: _vm_attr,
 }

@@ -19,6 +19,7 @@ from errno import (
     ENOTTY,
     ENXIO,
     EOPNOTSUPP,
+    EPERM,
 )
 from typing import TYPE_CHECKING
 
@@ -255,7 +256,7 @@ DEBUGREGS_INVALID = rule(
 MP_STATE_INVALID = rule(
     "kvm.mp-state.invalid",
     EINVAL,
-    "the mp_state must be RUNNABLE, as no local APIC is in the kernel",
+    "the mp_state must be RUNNABLE, or with a local APIC in the kernel one that x86 has",
     _X86 + "kvm_arch_vcpu_ioctl_set_mpstate()",
 )
 CPUID_ROOM = rule(
@@ -313,6 +314,12 @@ IRQCHIP_VCPUS = rule(
     "interrupt controllers must be created before the first vCPU",
     _X86 + "kvm_arch_vm_ioctl()",
 )
+IRQCHIP_SPLIT_VCPUS = rule(
+    "kvm.irqchip.split-vcpus",
+    EEXIST,
+    "local APICs without the other controllers must be asked for before the first vCPU",
+    _X86 + "kvm_vm_ioctl_enable_cap()",
+)
 IRQCHIP_NONE = rule(
     "kvm.irqchip.none",
     ENXIO,
@@ -328,14 +335,21 @@ IRQCHIP_ID = rule(
 GSI_ROUTING = rule(
     "kvm.gsi-routing",
     EINVAL,
-    "a routing table needs an irqchip, known kinds of entries, pins that exist and no flags",
+    "a routing table needs an irqchip, and for each GSI one message, or a pin of each chip in the kernel, without flags",
     "virt/kvm/irqchip.c: kvm_set_irq_routing()",
 )
 MSI = rule(
     "kvm.msi",
     EINVAL,
-    "a message needs local APICs, and takes no flags",
+    "a message needs an irqchip, no flag but that of a device's id, and with 32-bit destinations bits 32 to 39 clear",
     "virt/kvm/irqchip.c: kvm_send_userspace_msi()",
+)
+MSI_NOBODY = rule(
+    "kvm.msi.nobody",
+    EPERM,
+    "a message must find a local APIC: a broadcast any, others a VM that has one",
+    "arch/x86/kvm/irq_comm.c: kvm_irq_delivery_to_apic(), whose -1 is told as it is",
+    advice="Create a vCPU first.",
 )
 PIT_NO_IRQCHIP = rule(
     "kvm.pit.no-irqchip",
@@ -394,7 +408,7 @@ CLOCK_FLAGS = rule(
 TSC_KHZ = rule(
     "kvm.tsc-khz",
     EINVAL,
-    "a frequency must be a number of kHz, and a VM's be set before its first vCPU is created",
+    "a frequency must be a number of kHz, and a VM's since 6.18 be set before its first vCPU",
     _X86 + "kvm_arch_vm_ioctl()",
 )
 DEVICE_TYPE = rule(
@@ -402,12 +416,6 @@ DEVICE_TYPE = rule(
     ENODEV,
     "KVM_CREATE_DEVICE must name a type that there is",
     "virt/kvm/kvm_main.c: kvm_ioctl_create_device()",
-)
-VM_ATTR = rule(
-    "kvm.vm-attr",
-    ENXIO,
-    "a VM has no attributes here",
-    _X86 + "kvm_vm_ioctl_has_device_attr()",
 )
 VCPU_ATTR = rule(
     "kvm.vcpu-attr",
@@ -502,7 +510,7 @@ MAX_VCPU_ID = rule(
 BUS_CYCLES = rule(
     "kvm.apic-bus-cycles",
     EINVAL,
-    "the APIC's bus clock must be set before the first vCPU, with an irqchip, to at most a second",
+    "the APIC's bus cycle must be set before the first vCPU, and be neither 0 ns nor so long that its timer overflows",
     _X86 + "kvm_vm_ioctl_enable_cap()",
 )
 MSR_LIST_ROOM = rule(
@@ -556,7 +564,7 @@ IOEVENTFD_NONE = rule(
 IRQFD = rule(
     "kvm.irqfd",
     EINVAL,
-    "an irqfd needs an irqchip, a GSI below 4096 and known flags",
+    "an irqfd needs an irqchip and known flags",
     "virt/kvm/eventfd.c: kvm_irqfd()",
 )
 COALESCED_ZONE = rule(
