@@ -13,6 +13,9 @@ from .conftest import Compile, Exec, cases
 pytestmark = pytest.mark.skipif(find_spec("unicorn") is None, reason="guests run by Unicorn, which isn't installed")
 
 
+OPTIONS = {"two_pools": ("--profile", "linux-6.12")}
+
+
 @pytest.fixture(scope="module")
 def program(compile_c: Compile) -> Path:
     """The program with all of them."""
@@ -21,5 +24,5 @@ def program(compile_c: Compile) -> Path:
 
 @pytest.mark.parametrize("case", cases("guests"))
 def test_guest(case: str, program: Path, gmemu_exec: Exec) -> None:
-    done = gmemu_exec(program, case)
+    done = gmemu_exec(program, case, options=OPTIONS.get(case, ()))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ok {case}\n", "")

@@ -179,6 +179,104 @@ static void errors(void)
 	FAILS(EINVAL, ioctl(vm_fd, KVM_CREATE_GUEST_MEMFD, &(struct create_guest_memfd){.size = PAGE + 1}));
 }
 
+/* What is checked first wins, nothing is written back, and nothing has happened. */
+static void checks_in_order(void)
+{
+	static const struct {
+		struct memory_attributes2 args;
+		int error;
+	} bad[] = {
+		{{.flags = 1, .reserved = {1}, .attributes = 1}, EINVAL},
+		{{.size = PAGE, .reserved = {[10] = 1}}, EINVAL},
+		{{.size = PAGE, .attributes = PRIVATE | 1}, EINVAL},
+		{{.size = PAGE, .attributes = ~0UL}, EINVAL},
+		{{.offset = 0, .size = 0}, EINVAL},
+		{{.offset = ~0UL - PAGE + 1, .size = 2 * PAGE}, EINVAL},
+		{{.offset = ~0UL - PAGE + 1, .size = PAGE}, EINVAL},
+		{{.offset = 1, .size = PAGE}, EINVAL},
+		{{.offset = 0, .size = PAGE - 1}, EINVAL},
+		{{.offset = SIZE, .size = PAGE}, EINVAL},
+		{{.offset = SIZE - PAGE, .size = 2 * PAGE}, EINVAL},
+	};
+	unsigned char *at;
+	int fd;
+
+	at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	memset(at, 1, SIZE);
+	for (unsigned i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+		struct memory_attributes2 args = bad[i].args;
+
+		args.error_offset = 0x1234;
+		FAILS(bad[i].error, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, &args));
+		CHECK(args.error_offset == 0x1234, "case %u wrote %#llx", i, (unsigned long long)args.error_offset);
+		expect_shared(at, SIZE);
+	}
+	FAILS(EFAULT, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, NULL));
+	FAILS(EFAULT, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, (void *)-PAGE));
+	FAILS(ENOTTY, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES, &(struct memory_attributes){.size = PAGE}));
+	FAILS(ENOTTY, ioctl(vm_fd, KVM_SET_MEMORY_ATTRIBUTES2, &bad[0].args));
+	FAILS(EINVAL, ioctl(kvm_fd, KVM_SET_MEMORY_ATTRIBUTES2, &bad[0].args)); /* as of x86: kvm_arch_dev_ioctl() */
+	FAILS(ENOTTY, ioctl(fd, KVM_CREATE_VM, 0));
+}
+
+/* The argument is written to when it has something to say, and not otherwise: it may lie in memory that can't be written. */
+static void what_is_written_back(void)
+{
+	struct memory_attributes2 *args;
+	int fd, p[2];
+	unsigned char *at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	struct iovec iov = {at + 2 * PAGE, PAGE};
+
+	memset(at, 1, SIZE);
+	args = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(args != MAP_FAILED && pipe(p) == 0);
+	*args = (struct memory_attributes2){.size = 2 * PAGE, .attributes = PRIVATE, .error_offset = 0x1234};
+	CHECK(mprotect(args, PAGE, PROT_READ) == 0);
+	CHECK(ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, args) == 0 && args->error_offset == 0x1234);
+	expect_private(at, 2 * PAGE);
+	CHECK(vmsplice(p[1], &iov, 1, 0) == (ssize_t)PAGE);
+	CHECK(mprotect(args, PAGE, PROT_READ | PROT_WRITE) == 0);
+	*args = (struct memory_attributes2){.size = SIZE, .attributes = PRIVATE, .error_offset = 0x1234};
+	CHECK(mprotect(args, PAGE, PROT_READ) == 0);
+	FAILS(EFAULT, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, args));
+	CHECK(args->error_offset == 0x1234);
+	CHECK(is_bus_error(at, false) && is_bus_error(at + PAGE, false), "as they were before");
+	expect_shared(at + 2 * PAGE, SIZE - 2 * PAGE);
+	CHECK(mprotect(args, PAGE, PROT_READ | PROT_WRITE) == 0);
+	FAILS(EAGAIN, ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, args));
+	CHECK(args->error_offset == 2 * PAGE && args->size == SIZE && args->offset == 0 && args->attributes == PRIVATE);
+	/* what is private already isn't looked at, nor is what isn't there */
+	*args = (struct memory_attributes2){.size = 2 * PAGE, .attributes = PRIVATE};
+	CHECK(ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, args) == 0);
+	*args = (struct memory_attributes2){.offset = 2 * PAGE, .size = PAGE, .attributes = SHARED};
+	CHECK(ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, args) == 0, "shared already: nobody asks who holds it");
+	/* to shared nobody is asked either */
+	*args = (struct memory_attributes2){.size = SIZE, .attributes = SHARED};
+	CHECK(ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, args) == 0);
+	for (unsigned i = 0; i < SIZE; i++)
+		CHECK(at[i] == 1, "byte %u", i);
+}
+
+static void capabilities(void)
+{
+	int fd;
+
+	setup(SIZE, GMEM_MMAP, &fd);
+	CHECK(ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD) == 1);
+	CHECK(ioctl(kvm_fd, KVM_CHECK_EXTENSION, 233) == 0, "the VM has no attributes where guest_memfd has them");
+	CHECK(ioctl(kvm_fd, KVM_CHECK_EXTENSION, 244) == (GMEM_MMAP | GMEM_INIT_SHARED));
+	CHECK(ioctl(vm_fd, KVM_CHECK_EXTENSION, 244) == (GMEM_MMAP | GMEM_INIT_SHARED));
+	CHECK(ioctl(kvm_fd, KVM_CHECK_EXTENSION, 250) == (int)PRIVATE && ioctl(vm_fd, KVM_CHECK_EXTENSION, 250) == (int)PRIVATE);
+	CHECK(ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_VM_TYPES) & 1 << SW_PROTECTED);
+	/* a VM without private memory */
+	CHECK(close(fd) == 0 && close(vm_fd) == 0);
+	vm_fd = ioctl(kvm_fd, KVM_CREATE_VM, 0);
+	CHECK(vm_fd >= 0 && ioctl(vm_fd, KVM_CHECK_EXTENSION, 250) == 0);
+	fd = make_gmem(SIZE, GMEM_MMAP | GMEM_INIT_SHARED);
+	CHECK(try_convert(fd, 0, PAGE, PRIVATE, NULL) == EINVAL && try_convert(fd, 0, PAGE, SHARED, NULL) == EINVAL);
+	expect_shared(map_gmem(fd, SIZE), SIZE);
+}
+
 static void lifetime(void)
 {
 	int fd;
@@ -356,6 +454,9 @@ static const struct test tests[] = {
 	{"second_mapping", second_mapping},
 	{"partial_unmap_and_replace", partial_unmap_and_replace},
 	{"errors", errors},
+	{"checks_in_order", checks_in_order},
+	{"what_is_written_back", what_is_written_back},
+	{"capabilities", capabilities},
 	{"lifetime", lifetime},
 	{"threads", threads},
 	{NULL, NULL},

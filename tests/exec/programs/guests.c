@@ -11,6 +11,7 @@ static unsigned char *ram;
 static struct kvm_run *run;
 static int vcpu_fd, gmem_fd;
 
+/* With memory of its own for what is shared, if a guest_memfd can't be mapped: two pools. */
 static void boot(const unsigned char *code, size_t length, uint64_t flags)
 {
 	struct kvm_sregs sregs;
@@ -20,7 +21,11 @@ static void boot(const unsigned char *code, size_t length, uint64_t flags)
 	make_vm(SW_PROTECTED);
 	catch_bus_errors();
 	gmem_fd = make_gmem(SIZE, flags);
-	ram = map_gmem(gmem_fd, SIZE);
+	if (flags & GMEM_MMAP)
+		ram = map_gmem(gmem_fd, SIZE);
+	else
+		ram = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(ram != MAP_FAILED);
 	memcpy(ram + CODE, code, length);
 	region.userspace_addr = (uint64_t)ram;
 	region.guest_memfd = (uint32_t)gmem_fd;
@@ -76,6 +81,28 @@ static void conversion_takes_the_page_from_the_vmm(void)
 	CHECK(close(gmem_fd) == 0);
 	expect_exit(KVM_EXIT_IO);
 	CHECK(ram[DATA] == 3);
+}
+
+/* again: mov al,[0x4000]; out 0x10,al; inc byte [0x4000]; jmp again -- in a kernel that has the VM's attributes (linux-6.12) */
+static void two_pools(void)
+{
+	struct memory_attributes attributes = {.address = DATA, .size = PAGE, .attributes = PRIVATE};
+
+	BOOT(0, 0xa0, 0x00, 0x40, 0xe6, 0x10, 0xfe, 0x06, 0x00, 0x40, 0xeb, 0xf5);
+	ram[DATA] = 0x55;
+	expect_exit(KVM_EXIT_IO);
+	CHECK(*((unsigned char *)run + run->io.data_offset) == 0x55);
+	CHECK(ioctl(vm_fd, KVM_SET_MEMORY_ATTRIBUTES, &attributes) == 0);
+	expect_exit(KVM_EXIT_IO); /* what it counted up is private memory, and so is what it reads */
+	CHECK(*((unsigned char *)run + run->io.data_offset) == 1, "the private page was zero");
+	CHECK(ram[DATA] == 0x55, "the guest's private stores don't show in shared memory: %#x", ram[DATA]);
+	ram[DATA] = 0x66;
+	expect_exit(KVM_EXIT_IO);
+	CHECK(*((unsigned char *)run + run->io.data_offset) == 2, "nor do the VMM's in private memory");
+	attributes.attributes = SHARED;
+	CHECK(ioctl(vm_fd, KVM_SET_MEMORY_ATTRIBUTES, &attributes) == 0);
+	expect_exit(KVM_EXIT_IO);
+	CHECK(*((unsigned char *)run + run->io.data_offset) == 0x67 && ram[DATA] == 0x67);
 }
 
 static volatile sig_atomic_t handled;
@@ -179,6 +206,7 @@ static void memory_that_goes_away(void)
 static const struct test tests[] = {
 	{"port_and_memory", port_and_memory},
 	{"conversion_takes_the_page_from_the_vmm", conversion_takes_the_page_from_the_vmm},
+	{"two_pools", two_pools},
 	{"signals_interrupt", signals_interrupt},
 	{"converting_under_a_running_guest", converting_under_a_running_guest},
 	{"memory_that_goes_away", memory_that_goes_away},
