@@ -46,13 +46,19 @@ def guest(cpu):
 
 
 def launch_protected(kvm, stack):
-    """pKVM's guests have anonymous memory, donated as they touch it; they share it by the hypervisor, unknown to the VMM."""
+    """pKVM's guests get memory as they touch it, and share it by the hypervisor, unknown to the VMM.  It's anonymous; with
+    profile inplace-v13-pkvm it's guest_memfd's, and KVM_RUN ends when they want it back."""
     vm = stack.enter_context(kvm.create_vm(vm_type))
     vcpu = stack.enter_context(vm.create_vcpu())
     init_vcpu(vm, vcpu)
-    ram = stack.enter_context(kvm.anonymous(4 * PAGE))
-    vm.set_user_memory_region2(0, RAM, 4 * PAGE, userspace_addr=ram.address)
-    return Vmm(kvm, vm, Backoff.none()), vcpu
+    vmm = Vmm(kvm, vm, Backoff.none())
+    stack.callback(vmm.close)
+    if profile == "inplace-v13-pkvm":
+        vmm.add_memory(RAM, 4 * PAGE)
+    else:
+        ram = stack.enter_context(kvm.anonymous(4 * PAGE))
+        vm.set_user_memory_region2(0, RAM, 4 * PAGE, userspace_addr=ram.address)
+    return vmm, vcpu
 
 
 def launch(kvm, stack):

@@ -24,7 +24,9 @@ CONVERT = "KVM_SET_MEMORY_ATTRIBUTES2"
 
 
 @pytest.mark.parametrize(
-    "arguments", [["software"], ["snp"], ["tdx"], ["cca"], ["pkvm"], ["snp", "linux-7.3"]], ids=" ".join
+    "arguments",
+    [["software"], ["snp"], ["tdx"], ["cca"], ["pkvm"], ["pkvm", "inplace-v13-pkvm"], ["snp", "linux-7.3"]],
+    ids=" ".join,
 )
 def test_the_reference_vmm(arguments: list[str]) -> None:
     result = sweep(REFERENCE, arguments)

@@ -27,6 +27,7 @@ from ..uapi.kvm import (
     kvm_exit_memory_fault,
     kvm_exit_mmio,
     kvm_exit_system_event,
+    kvm_exit_unshare,
     kvm_pre_fault_memory,
     kvm_run,
 )
@@ -98,6 +99,12 @@ class Exit:
         """Type and data of a KVM_EXIT_SYSTEM_EVENT."""
         self._must_be(ExitReason.SYSTEM_EVENT)
         return self.details(kvm_exit_system_event)
+
+    @property
+    def unshare(self) -> kvm_exit_unshare:
+        """gpa and size (bytes) of a KVM_EXIT_UNSHARE."""
+        self._must_be(ExitReason.UNSHARE)
+        return self.details(kvm_exit_unshare)
 
     def answer_hypercall(self, ret: int) -> None:
         """What the guest gets when the vCPU runs again: 0, EINVAL or EAGAIN."""

@@ -26,6 +26,10 @@ def _convert(convert: Callable[[], None], let_go: Callable[[], None]) -> None:
     convert()
 
 
+def _let_go(convert: Callable[[], None], let_go: Callable[[], None]) -> None:
+    let_go()
+
+
 def _convert_first(convert: Callable[[], object], populate: Callable[[], object]) -> None:
     convert()
     populate()
@@ -40,6 +44,8 @@ class UserSpace(NamedTuple):
     """(let_go): a conversion was refused as somebody holds the page; `let_go` asks that one to let go of it"""
     on_hypercall: Callable[[Callable[[], None], Callable[[], None]], None] = _convert
     """(convert, let_go): the guest asks for a conversion; `convert` makes the call, `let_go` lets go of the pages"""
+    on_unshare: Callable[[Callable[[], None], Callable[[], None]], None] = _let_go
+    """(convert, let_go): a protected guest of pKVM wants a page back, which KVM gives it when the vCPU runs again"""
     load_in_place: Callable[[Callable[[], object], Callable[[], object]], None] = _convert_first
     """(convert, populate): shared memory that was written is to be the guest's"""
     before_discard: Callable[[Callable[[], None]], None] = _call

@@ -83,7 +83,7 @@ def _rmm(faults: Faults, platform: RmmPlatform) -> None:
 
 def _pkvm(faults: Faults, platform: PkvmPlatform) -> None:
     def call(call: El2Call, what: int) -> int | None:
-        if call is El2Call.FORCE_RECLAIM_GUEST_PAGE:
+        if call in (El2Call.FORCE_RECLAIM_GUEST_PAGE, El2Call.RECLAIM_GUEST_PAGE):
             return faults.decide(What.EL2, call.name, pfn=what)
         return faults.decide(What.EL2, call.name, gfn=what)
 

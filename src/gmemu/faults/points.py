@@ -32,6 +32,7 @@ _UNFAILING = {
     (What.TDCALL, "VP_VMCALL"),
     (What.EL2, "FORCE_RECLAIM_GUEST_PAGE"),
     (What.EL2, "RECLAIM_DYING_GUEST_PAGE"),
+    (What.EL2, "RECLAIM_GUEST_PAGE"),
     *((What.SEAMCALL, leaf) for leaf in ("PHYMEM_PAGE_WBINVD", "PHYMEM_PAGE_RECLAIM", "PHYMEM_CACHE_WB")),
     *((What.SEAMCALL, leaf) for leaf in ("VP_FLUSH", "MNG_VPFLUSHDONE", "MNG_KEY_FREEID")),
 }

@@ -149,6 +149,18 @@ class Smccc(NamedTuple):
     args: tuple[int, ...]
 
 
+class MemShared(NamedTuple):
+    """A protected guest of pKVM has shared the page at `ipa`, and the host is told (where guest_memfd has to know)."""
+
+    ipa: int
+
+
+class MemUnshare(NamedTuple):
+    """A protected guest of pKVM wants the page at `ipa` back, and the host is asked to let go of it (the same)."""
+
+    ipa: int
+
+
 class RecExit(NamedTuple):
     """A realm's REC left for the host with `reason` (RmiRecExitReason), and what it tells of why."""
 
@@ -247,6 +259,8 @@ Exit = (
     | TdVmcall
     | VpEnterFailed
     | Smccc
+    | MemShared
+    | MemUnshare
     | RecExit
     | RecEnterFailed
     | Cpuid

@@ -21,6 +21,7 @@ from .arch.snp_rmp_fault import handle_rmp_fault, handle_rmp_fault_unchecked
 from .arch.tdx_map import map_private_pfn
 from .arch.tdx_pages import HoldPages, PrivatePages, TrustGuestMemfd
 from .guest_memfd import binding, content, conversion, convert, fault, inode, invalidate, large, populate
+from .guest_memfd.unshare import Unshare
 from .mmu import is_page_fault_stale, map_one_page, may_prefault
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Design(NamedTuple):
     """(arch, towards private): what RFC v5's conversions promise of the contents"""
     map_gpa_range: Callable[[Vcpu, int, int, int, Callable[[int], int], int], int]
     """(vcpu, gpa, pages, attributes, complete, flags): a guest that isn't encrypted asks for a conversion"""
+    unshare: Unshare
+    """how a protected guest of pKVM gets a page of guest_memfd back"""
     guest_lookup: Callable[[GmemInode, int], AbstractContextManager[None]]
     """(inode, index): what a guest's fault holds while it looks a page up"""
     may_prefault: Callable[[VmArch], bool]
@@ -142,6 +145,7 @@ class Design(NamedTuple):
             handle_rmp_fault=handle_rmp_fault if profile.in_place else handle_rmp_fault_unchecked,
             content_modes=content.content_modes,
             map_gpa_range=_map_gpa_range_exit,
+            unshare=Unshare(),
             guest_lookup=inode.GmemInode.locked_for_lookup,
             may_prefault=may_prefault,
             unbind=binding.kvm_gmem_unbind,

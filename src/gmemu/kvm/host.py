@@ -186,11 +186,14 @@ class Host:
 
     def gmem_reclaim(self, pfn: int, count: int) -> None:
         """kvm_arch_gmem_reclaim(): guest_memfd pages leave the page cache; whoever owns them gives them back."""
+        self.gmem_make_shared(pfn, count)
+        if self._pkvm is not None:
+            self._pkvm.gmem_reclaim(pfn, count)
+
+    def gmem_make_shared(self, pfn: int, count: int) -> None:
+        """kvm_arch_gmem_make_shared(): pages become shared where they are.  SNP does the same for both."""
         if self._snp is not None:
             self._snp.make_shared(pfn, count)
-
-    gmem_make_shared = gmem_reclaim
-    """kvm_arch_gmem_make_shared(): pages become shared where they are.  SNP does the same for both."""
 
     def owner(self, pfn: int) -> str:
         """Whose page frame `pfn` is by what the trusted entity keeps (RMP, PAMT, granules), in its words; empty without."""

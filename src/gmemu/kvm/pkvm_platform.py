@@ -7,7 +7,7 @@ from __future__ import annotations
 from errno import EAGAIN
 from typing import TYPE_CHECKING
 
-from ..hw.el2.hypervisor import Hypervisor, PageState
+from ..hw.el2.hypervisor import Hypervisor, Owner, PageState
 from ..hw.memory import HostStage2Fault
 from ..invariants import InvariantViolation, Leak
 
@@ -46,6 +46,13 @@ class PkvmPlatform:
         for start, _, entry in self.hypervisor.pages.runs(pfn, pfn + count):
             if entry.state is not PageState.SHARED_OWNED:
                 raise InvariantViolation(f"pfn {start:#x}: freed while it's {self.hypervisor.owner(start)}")
+
+    def gmem_reclaim(self, pfn: int, count: int) -> None:
+        """Pages leave their guest_memfd: the guests that have them lose them.  What the hypervisor keeps is leaked."""
+        for start, end, entry in list(self.hypervisor.pages.runs(pfn, pfn + count)):
+            for page in range(start, end) if entry.owner is Owner.GUEST else ():
+                if self.hypervisor.reclaim_guest_page(page) not in (0, -EAGAIN):
+                    self.host.memmap.leak(page, 1)
 
     def owner(self, pfn: int) -> str:
         """The host's state of the page, and whose it is."""

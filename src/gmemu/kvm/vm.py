@@ -95,7 +95,7 @@ class Vm:
         self.had_memslots = False
         self.mmu = Mmu(self)
         self.attributes: Attributes = GmemAttributes(self) if self.profile.in_place else VmAttributes(self)
-        self.arch = arch_class(host.platform, vm_type)(self)
+        self.arch = arch_class(self.profile, host.platform, vm_type)(self)
         self._notifier = KvmMmuNotifier(self)
         self.mm.notifiers.append(self._notifier)
         host.vms.append(self)
@@ -193,6 +193,8 @@ def _check_extension(vm: Vm, arg: UserPointer) -> int:
         return int(not vm.arch.has_protected_state)
     if arg == Cap.VM_TYPES:
         return vm.host.vm_types_mask
+    if arg == Cap.GUEST_MEMFD_MEMORY_ATTRIBUTES and not vm.arch.user_space_converts:
+        return 0
     return caps.private_vm if vm.arch.has_private_mem else caps.default_vm
 
 

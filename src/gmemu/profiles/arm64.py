@@ -36,7 +36,7 @@ def on_arm64(profile: Profile) -> Profile:
     There is neither pre-faulting nor a second address space, and memory attributes only where some VM type has private
     memory.
     """
-    private_vms = VmType.ARM_REALM in profile.vm_types
+    private_vms = VmType.ARM_REALM in profile.vm_types or profile.protected_memory == "guest_memfd"
     caps = {number: values for number, values in profile.caps.items() if number not in _X86_ONLY}
     caps |= {
         Cap.NR_MEMSLOTS: _same(KVM_USER_MEM_SLOTS),

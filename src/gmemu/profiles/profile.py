@@ -89,6 +89,9 @@ class Profile(NamedTuple):
     """User space may answer a guest's page-state change with 0, EAGAIN or EINVAL only."""
     snp_req_certs: bool
     """KVM_SEV_SNP_ENABLE_REQ_CERTS exists."""
+    protected_memory: str
+    """What a protected VM of pKVM has for memory: "pinned" (the process's own, pinned page by page) or "guest_memfd" (as
+    proposed, with slots of the other kind as they were)."""
     vm_types: tuple[VmType, ...]
     caps: Mapping[int, CapValues]
     cap_names: Mapping[int, str] = MappingProxyType({})

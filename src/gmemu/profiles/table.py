@@ -194,6 +194,7 @@ LINUX_6_12 = Profile(
     snp_min_ghcb_version=1,
     snp_checks_psc_answer=False,
     snp_req_certs=False,
+    protected_memory="pinned",
     vm_types=_TYPES,
     caps={**_COMMON, Cap.GUEST_MEMFD: CapValues(1, 0, 1)},
 )
@@ -342,7 +343,14 @@ LINUX_7_3_CCA = LINUX_7_3._replace(
     vm_types=(*_TYPES_7_3, VmType.ARM_REALM),
 )
 
-CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY, LINUX_7_3_CCA)}
+INPLACE_V13_PKVM = INPLACE_V13._replace(
+    name="inplace-v13-pkvm",
+    title="as inplace-v13; protected VMs of pKVM have their memory in guest_memfd, converted inside KVM_RUN, as proposed",
+    source="discussion of [RFC v2 04/51], May 2025: pKVM's proof of concept; never posted as a series, details inferred",
+    protected_memory="guest_memfd",
+)
+
+CONFIGURATIONS = {p.name: p for p in (LINUX_6_18_SHARED_ONLY, LINUX_7_3_CCA, INPLACE_V13_PKVM)}
 """The same kernels built otherwise, or with more in them: for comparing with real ones that are."""
 
 PROFILES = {p.name: p for p in (LINUX_6_12, LINUX_6_18, LINUX_7_3, RFC_2025_05, RFC_V5, INPLACE_V8, INPLACE_V13)}

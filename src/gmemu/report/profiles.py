@@ -29,6 +29,7 @@ _CONVERSION = {
     "convert": "KVM_GMEM_CONVERT_SHARED and _PRIVATE on the guest_memfd",
     "content": "KVM_SET_MEMORY_ATTRIBUTES2 on the guest_memfd, with ZERO or PRESERVE",
 }
+_PROTECTED = {"pinned": "the process's own, pinned", "guest_memfd": "guest_memfd's, converted inside KVM_RUN"}
 _REMOVAL = {"init": "the view that the file started with", "both": "both views"}
 _BLOCKS = {True: "what is allocated", False: "always 0"}
 _OVERLAP = {True: "EEXIST", False: "EINVAL"}
@@ -68,6 +69,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "snp_req_certs": ("KVM_SEV_SNP_ENABLE_REQ_CERTS exists", _YES_NO.__getitem__),
     "anon_inodes_noexec": ("KVM's own files can be mapped PROT_EXEC", lambda v: _YES_NO[not v]),
     "vcpu_encrypt_op": ("KVM_MEMORY_ENCRYPT_OP exists on a vCPU", _YES_NO.__getitem__),
+    "protected_memory": ("a protected VM of pKVM has memory that is", lambda v: _PROTECTED.get(v, v)),
     "vm_types": ("VM types", lambda v: ", ".join(t.name for t in v)),
 }
 """How each field of a profile is worded; a field that isn't here is named as it is in the code."""

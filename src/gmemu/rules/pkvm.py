@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
-from errno import EFAULT, EINVAL, EIO, ENOMEM, EPERM
+from errno import EFAULT, EINVAL, EIO, ENOMEM, ENOTTY, EPERM
+from typing import TYPE_CHECKING
 
 from .base import rule
 
+if TYPE_CHECKING:
+    from ..profiles import Profile
+
 _MMU = "arch/arm64/kvm/mmu.c: "
 _PKVM = "arch/arm64/kvm/pkvm.c: "
+_PROPOSED = "[RFC v2 04/51] of 2025-05, discussion of pKVM's proof of concept"
+
+
+def _in_guest_memfd(profile: Profile) -> bool:
+    return profile.protected_memory == "guest_memfd"
+
 
 NO_HANDLE = rule(
     "pkvm.create-vm.handle",
@@ -85,4 +95,27 @@ HOST_STAGE2 = rule(
     "a page that was donated to a guest isn't mapped for the host",
     "arch/arm64/mm/fault.c: do_page_fault(); mem_protect.c: host_inject_mem_abort()",
     signal="SIGSEGV",
+)
+HELD = rule(
+    "pkvm.fault.held",
+    EFAULT,
+    "a guest gets a page of guest_memfd once nobody on the host's side holds it",
+    _PROPOSED + ", continuation 2b",
+    advice="Drop what you hold of the page at memory_fault.gpa (pins, mappings for devices), and run the vCPU again.",
+    when=_in_guest_memfd,
+)
+GUEST_CONVERTS = rule(
+    "pkvm.attributes.guest-converts",
+    ENOTTY,
+    "a protected VM's memory is converted inside KVM_RUN when its guest asks; user space has no call for it",
+    _PROPOSED,
+    advice="On KVM_EXIT_UNSHARE drop what you hold of the page, and run the vCPU again.",
+    when=_in_guest_memfd,
+)
+GUEST_SHARES = rule(
+    "pkvm.attributes.guest-shares",
+    EPERM,
+    "user space can make a protected VM's memory private when its guest asks; only the guest can share it",
+    _PROPOSED,
+    when=_in_guest_memfd,
 )

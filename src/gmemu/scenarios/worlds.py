@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from ..api.arm64 import init_vcpu
 from ..explore.scenario import PAGE, Scenario
 from ..kvm.arch.snp import SnpVm
 from ..kvm.guest_memfd.large import LargeFolioInode
@@ -16,13 +17,16 @@ from ..uapi.kvm import (
     GUEST_MEMFD_FLAG_SUPPORT_SHARED,
     GUESTMEM_HUGETLB_FLAG_2MB,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
+    ExitReason,
     VmType,
 )
 from ..uapi.sev import SnpPageType
 
 if TYPE_CHECKING:
     from ..api import Vm
+    from ..hw.guest_cpu import GuestCpu
     from ..hw.tdx.guest_cpu import TdGuestCpu
+    from ..kvm.arch.pkvm_gmem import PkvmGmemVm
     from ..kvm.arch.tdx import TdxVm
     from ..kvm.guest_memfd.inode import GmemInode
     from ..kvm.vm import Vm as KvmVm
@@ -35,6 +39,7 @@ __all__ = [
     "SHARED",
     "OneFolio",
     "OnePage",
+    "ProtectedPage",
     "RealmLaunch",
     "RealmRunning",
     "SnpLaunch",
@@ -128,6 +133,37 @@ class OneFolio(OnePage):
         """Whether the folio is in one piece."""
         assert isinstance(self.inode, LargeFolioInode)
         return bool(self.inode.large[0])
+
+
+class ProtectedPage(GuestMemory):
+    """A protected VM of pKVM with one page of guest_memfd, which its guest has written `CONTENTS` to and shared."""
+
+    platform = "pkvm"
+    profile = "inplace-v13-pkvm"
+    CONTENTS = b"of guest"
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.ARM_PROTECTED)
+        self.make_memory()
+        self.vcpu = self.vm.create_vcpu()
+        init_vcpu(self.vm, self.vcpu)
+        exit_ = self.vcpu.run(self.share_it)
+        if exit_.reason is ExitReason.MEMORY_FAULT:  # of a design in which user space converts
+            self.convert(0)
+            self.vcpu.run()
+        self.host.lru.lru_add_drain_all()
+        self.tasks()
+
+    def share_it(self, cpu: GuestCpu) -> None:
+        """The guest writes to its page and shares it."""
+        cpu.store(0, self.CONTENTS)
+        cpu.convert(0, PAGE, private=False)
+
+    @property
+    def pkvm(self) -> PkvmGmemVm:
+        """The kernel's half of the VM."""
+        arch: Any = self.kvm_vm.arch
+        return cast("PkvmGmemVm", arch)
 
 
 class SnpLaunch(GuestMemory):

@@ -134,6 +134,7 @@ __all__ = [
     "kvm_exit_msr",
     "kvm_exit_snp_req_certs",
     "kvm_exit_system_event",
+    "kvm_exit_unshare",
     "kvm_gmem_convert",
     "kvm_interrupt",
     "kvm_memory_attributes",
@@ -371,6 +372,8 @@ class ExitReason(IntEnum):
     ARM_SEA = 41
     ARM_LDST64B = 42
     SNP_REQ_CERTS = 43
+    UNSHARE = 0x100
+    """Proposed for pKVM with guest_memfd; it never had a number, and this one is ours."""
 
 
 class VmType(IntEnum):
@@ -762,6 +765,13 @@ class kvm_exit_memory_fault(Struct):
     """kvm_run.memory_fault, for KVM_EXIT_MEMORY_FAULT; a gpa and bytes."""
 
     flags: int = u64()
+    gpa: int = u64()
+    size: int = u64()
+
+
+class kvm_exit_unshare(Struct):
+    """kvm_run.unshare, for the proposed KVM_EXIT_UNSHARE: what the guest wants back; a gpa and bytes."""
+
     gpa: int = u64()
     size: int = u64()
 

@@ -5,6 +5,8 @@
   wants it converted: an implicit conversion.  Convert, and run again.  With EHWPOISON the memory went bad instead.
 - KVM_EXIT_HYPERCALL with KVM_HC_MAP_GPA_RANGE: the guest asks for a conversion, and waits for the answer: 0, EAGAIN (ask
   again) or EINVAL (never).  Answer 0 only when all of the range was converted.
+- KVM_EXIT_UNSHARE (proposed for pKVM with guest_memfd): a protected guest wants a page back.  Let go of it, and run again:
+  KVM gives it to the guest then, or exits once more as somebody still holds it.
 - EINTR: a signal came.  Run again.
 
 Everything else (HLT, I/O, the end of the guest) is the caller's.
@@ -156,6 +158,12 @@ class Vmm:
         if exit_.reason is ExitReason.HYPERCALL and exit_.hypercall.nr == KVM_HC_MAP_GPA_RANGE:
             self.observer.seen(exit_)
             exit_.answer_hypercall(self._map_gpa_range(vcpu, exit_.hypercall))
+            return True
+        if exit_.reason is ExitReason.UNSHARE:
+            self.observer.seen(exit_)
+            wanted = exit_.unshare
+            self._wishes(vcpu, wanted.gpa, wanted.size, True)
+            self.convert(wanted.gpa, wanted.size, private=True)
             return True
         self._last_wish.pop(vcpu, None)
         return False

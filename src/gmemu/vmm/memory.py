@@ -24,6 +24,7 @@ from ..uapi.kvm import (
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_SET_MEMORY_ATTRIBUTES2_PRESERVE,
     Cap,
+    VmType,
 )
 from .backoff import Backoff
 from .errors import ConversionTimeout, NoMemoryThere
@@ -96,6 +97,8 @@ _RFC_V5_CAP_ATTRIBUTES = 249
 
 def converter_of(vm: Vm) -> Converter:
     """How the kernel has it: on the guest_memfd where it says so, else on the VM, which selects one of two pools."""
+    if vm.vm_type is VmType.ARM_PROTECTED and not vm.check_extension(Cap.GUEST_MEMFD_MEMORY_ATTRIBUTES):
+        return left_to_kvm
     if vm.check_extension(Cap.GUEST_MEMFD_MEMORY_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         return on_guest_memfd
     if vm.check_extension(_RFC_V5_CAP_ATTRIBUTES) & KVM_MEMORY_ATTRIBUTE_PRIVATE:

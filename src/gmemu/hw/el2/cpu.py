@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...uapi.kvm_arm64 import SMCCC_RET_INVALID_PARAMETER, SMCCC_RET_SUCCESS, VendorHyp
 from ...uapi.kvm_x86 import PFERR_WRITE_MASK
 from ..arm.cpu import ArmCpu
-from ..cpu import Access, NestedPageFault
+from ..cpu import Access, MemShared, MemUnshare, NestedPageFault
 from ..memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..guest_cpu import GuestCpu
     from .hypervisor import El2Vm, Hypervisor
 
-__all__ = ["PkvmCpu"]
+__all__ = ["GmemPkvmCpu", "PkvmCpu"]
 
 _FEATURES = sum(
     1 << (function & 0xFF)
@@ -71,3 +71,26 @@ class PkvmCpu(ArmCpu):
         finally:
             self.rt.leave(previous)
         return (SMCCC_RET_INVALID_PARAMETER if status else SMCCC_RET_SUCCESS), 0, 0, 0
+
+
+class GmemPkvmCpu(PkvmCpu):
+    """A processor of a guest whose memory is guest_memfd's, as proposed: the host hears of MEM_SHARE, and MEM_UNSHARE is
+    done only when it has let go of the page."""
+
+    def _share(self, ipa: int) -> tuple[int, ...]:
+        answer = super()._share(ipa)
+        if answer[0] == SMCCC_RET_SUCCESS:
+            self.leave(MemShared(ipa))
+        return answer
+
+    def _unshare(self, ipa: int) -> tuple[int, ...]:
+        previous = self.rt.enter(self.task)
+        try:
+            status = self._hypervisor.guest_request_unshare(self._vm, ipa >> PAGE_SHIFT)
+        finally:
+            self.rt.leave(previous)
+        if status:
+            return SMCCC_RET_INVALID_PARAMETER, 0, 0, 0
+        answer = self.leave(MemUnshare(ipa))
+        assert isinstance(answer, tuple)
+        return answer

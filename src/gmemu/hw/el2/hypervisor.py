@@ -59,6 +59,8 @@ class El2Call(IntEnum):
     RECLAIM_DYING_GUEST_PAGE = 8
     MEM_SHARE = 9
     MEM_UNSHARE = 10
+    COMPLETE_UNSHARE = 11
+    RECLAIM_GUEST_PAGE = 12
 
 
 class HostEntry(NamedTuple):
@@ -78,6 +80,13 @@ class GuestEntry(NamedTuple):
     pfn: int
     state: PageState
     poisoned: bool = False
+    unsharing: bool = False
+    """the guest wants it back, and doesn't reach it until the host has let go of it (proposed, with guest_memfd)"""
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the guest's accesses get there."""
+        return not self.poisoned and not self.unsharing
 
 
 class El2Vcpu:
@@ -154,7 +163,7 @@ class Hypervisor:
             vm.entries.pop(gfn, None)
         else:
             vm.entries[gfn] = entry
-        if entry is None or entry.poisoned:
+        if entry is None or not entry.mapped:
             for tlb in vm.tlbs:
                 self.rt.writes(("tlb", tlb))
                 tlb.flush()
@@ -167,7 +176,7 @@ class Hypervisor:
         """What a guest's access finds in its stage 2."""
         self.rt.reads(("spte", vm, gfn))
         entry = vm.entries.get(gfn)
-        return None if entry is None or entry.poisoned else Translation(entry.pfn, True)
+        return Translation(entry.pfn, True) if entry is not None and entry.mapped else None
 
     @staticmethod
     def _valid(vm: El2Vm, gfn: int) -> GuestEntry | int:
@@ -366,7 +375,70 @@ class Hypervisor:
             self._set_host(found.pfn, None)
         return 0
 
+    def reclaim_guest_page(self, pfn: int) -> int:
+        """A page of guest_memfd leaves its file, so a live guest must lose it: poisoned as by `force_reclaim_guest_page`,
+        and zeroed unless the guest had shared it.  Ours, for the proposal: released kernels have no such call.
+
+        -EAGAIN if it's no guest's.
+        """
+        if error := self._ordered(El2Call.RECLAIM_GUEST_PAGE, pfn):
+            return error
+        with self.vm_table_lock, self.host_lock:
+            entry = self.pages[pfn]
+            vm = self.vms.get(entry.handle) if entry is not None and entry.owner is Owner.GUEST else None
+            if entry is None or vm is None:
+                return -EAGAIN
+            with vm.lock:
+                self._set_guest(vm, entry.gfn, vm.entries[entry.gfn]._replace(poisoned=True))
+                if entry.state is PageState.NOPAGE:
+                    self.memory.clear(pfn, 1)
+                self._set_host(pfn, None)
+        return 0
+
+    def complete_unshare(self, vm: El2Vm, gfn: int) -> int:
+        """The host has let go of a page that the guest wants back: it's the guest's alone, with its bytes.  Part of the
+        proposal: a released hypervisor does it without asking the host.
+
+        -ENOENT, -EHWPOISON, or -EPERM if the guest doesn't want it; 0 also where that has been done.
+        """
+        if error := self._ordered(El2Call.COMPLETE_UNSHARE, gfn):
+            return error
+        with self.host_lock, vm.lock:
+            found = self._valid(vm, gfn)
+            if isinstance(found, int):
+                return found
+            if found.state is PageState.OWNED:
+                return 0
+            if not found.unsharing:
+                return -EPERM
+            self._set_host(found.pfn, HostEntry(PageState.NOPAGE, Owner.GUEST, vm.handle, gfn))
+            self._set_guest(vm, gfn, GuestEntry(found.pfn, PageState.OWNED))
+        return 0
+
+    def is_unsharing(self, vm: El2Vm, gfn: int) -> bool:
+        """Whether the guest waits for the host to let go of this page."""
+        with vm.lock:
+            self.rt.reads(("spte", vm, gfn))
+            entry = vm.entries.get(gfn)
+            return entry is not None and entry.unsharing and not entry.poisoned
+
     # The guest's calls
+
+    def guest_request_unshare(self, vm: El2Vm, gfn: int) -> int:
+        """MEM_UNSHARE where the host is asked to let go first: from here on the guest doesn't reach the page, until
+        `complete_unshare`.  Who owns what is as it was.  Errors as `guest_unshare_host`, also for a page that is asked for
+        already."""
+        if error := self._ordered(El2Call.MEM_UNSHARE, gfn):
+            return error
+        with self.host_lock, vm.lock:
+            found = self._valid(vm, gfn)
+            if isinstance(found, int):
+                return found
+            borrowed = self.host_state(found.pfn) is PageState.SHARED_BORROWED
+            if found.state is not PageState.SHARED_OWNED or not borrowed or found.unsharing:
+                return -EPERM
+            self._set_guest(vm, gfn, found._replace(unsharing=True))
+        return 0
 
     def guest_share_host(self, vm: El2Vm, gfn: int) -> int:
         """__pkvm_guest_share_host: the host may access the page too; its bytes stay.

@@ -3,18 +3,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ...uapi.kvm import VmType
 from .base import VmArch
+
+if TYPE_CHECKING:
+    from ...profiles import Profile
 
 __all__ = ["VmArch", "arch_class"]
 
 
-def arch_class(platform: str, vm_type: VmType) -> type[VmArch]:
+def arch_class(profile: Profile, platform: str, vm_type: VmType) -> type[VmArch]:
     """The class for a VM type that the kernel has on this platform."""
     if vm_type is VmType.ARM_REALM:
         from .cca import CcaVm
 
         return CcaVm
+    if vm_type is VmType.ARM_PROTECTED and profile.protected_memory == "guest_memfd":
+        from .pkvm_gmem import PkvmGmemVm
+
+        return PkvmGmemVm
     if platform == "pkvm":
         from .pkvm import PkvmSharedVm, PkvmVm
 

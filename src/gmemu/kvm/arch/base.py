@@ -31,6 +31,8 @@ class VmArch:
     vm_type = VmType.DEFAULT
     has_private_mem = False
     has_protected_state = False
+    user_space_converts = True
+    """private and shared are changed by a call of user space's (where anything changes them)"""
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
@@ -120,6 +122,9 @@ class VmArch:
 
     def make_private(self, gfn: int, pfn: int, count: int) -> None:
         """kvm_arch_gmem_make_private(): a private page is about to be given to the guest."""
+
+    def check_conversion(self, attributes: int) -> None:
+        """May refuse user space's call that gives memory other attributes, whatever memory that is."""
 
     def content_modes(self, private: bool) -> int:
         """Which of KVM_SET_MEMORY_ATTRIBUTES2_ZERO and _PRESERVE a conversion in that direction can have (RFC v5)."""

@@ -2,7 +2,8 @@
 """VMs under pKVM (arch/arm64/kvm/pkvm.c, mmu.c), Linux 7.3: protected ones, and ordinary ones, which the host only shares
 pages with.
 
-A protected VM's memory is ordinary memory of the process, pinned for as long as the VM lives; no guest_memfd takes part.
+A protected VM's memory is ordinary memory of the process, pinned for as long as the VM lives; no guest_memfd takes part
+(`pkvm_gmem` has what was proposed).
 """
 
 from __future__ import annotations
@@ -192,13 +193,19 @@ class PkvmVm(_HypVm):
             if self.hypervisor.vcpu_in_poison_fault(hyp_vcpu, gfn):
                 raise rules.POISONED(f"gfn {gfn:#x}")
             return False
+        if not self.donate(hyp_vcpu, gfn, pfn):
+            return False
+        self.mappings[gfn] = pfn
+        return True
+
+    def donate(self, hyp_vcpu: El2Vcpu, gfn: int, pfn: int) -> bool:
+        """Have the hypervisor give the page to the guest: False where that is done already.  Raises ENOMEM, EPERM."""
         status = self.hypervisor.host_donate_guest(pfn, gfn, hyp_vcpu)
         if status == -EAGAIN:
             return False
         if status:
             rule = rules.MEMCACHE if status == -ENOMEM else rules.DONATE
             raise rule(f"pfn {pfn:#x} ({self.hypervisor.owner(pfn)}) for gfn {gfn:#x}: {errno_name(-status)}")
-        self.mappings[gfn] = pfn
         return True
 
     def release_mappings(self) -> None:

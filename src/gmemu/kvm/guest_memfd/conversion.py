@@ -75,6 +75,7 @@ def check_attributes(file: GmemFile, attrs: kvm_memory_attributes2) -> tuple[int
     inode = file.gmem_inode
     if offset + size > inode.size:
         raise rules.ATTR_EOF(f"offset {offset:#x}, size {size:#x}, file of {inode.size:#x}")
+    file.vm.arch.check_conversion(attrs.attributes)
     return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
 
 

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A protected guest of pKVM wants a page of guest_memfd back that the host still uses: convert_exits.py at EL2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..api import ConversionRefused
+from ..explore.verdict import Kind
+from ..hw.el2.hypervisor import PageState
+from ..mm.gup import get_user_pages_fast
+from ..uapi.kvm import ExitReason
+from ..uapi.mman import FOLL_LONGTERM, FOLL_PIN
+from .worlds import PAGE, ProtectedPage
+
+if TYPE_CHECKING:
+    from ..hw.guest_cpu import GuestCpu
+
+__all__ = ["RemappedBeforeUnshare", "UnshareExits"]
+
+
+class GuestWantsItBack(ProtectedPage):
+    """A guest that asks by MEM_UNSHARE, and the VMM that runs it."""
+
+    pinned: int | None = None
+    exits = refusals = 0
+
+    def guest(self, cpu: GuestCpu) -> None:
+        """Ask, then use the page."""
+        cpu.convert(0, PAGE, private=True)
+        assert cpu.load(0, len(self.CONTENTS)) == self.CONTENTS, "what the guest left in its page is lost"
+        cpu.store(0, b"secret")
+
+    def run(self) -> str:
+        """The VMM: how many exits it took until the guest was done, and how many refusals."""
+        exit_ = self.vcpu.run(self.guest)
+        while exit_.reason is not ExitReason.HLT:
+            if self.exits:
+                self.runtime.retry()
+            self.exits += 1
+            if exit_.reason is ExitReason.UNSHARE:
+                self.user_space.on_unshare(self.convert_now, self.on_busy)
+            else:
+                self.on_busy()
+            exit_ = self.vcpu.run()
+        return f"{self.exits} exits, {self.refusals} refusals"
+
+    def convert_now(self) -> None:
+        """The ioctl, until it isn't refused."""
+        while True:
+            try:
+                return self.gmem.make_private(0, PAGE)
+            except ConversionRefused:
+                self.refusals += 1
+                self.on_busy()
+                self.runtime.retry()
+
+    def on_busy(self) -> None:
+        """Have whoever holds the page let go of it."""
+        self.user_space.on_busy(self.unpin)
+
+    def unpin(self) -> None:
+        """VFIO_IOMMU_UNMAP_DMA, if that hasn't been done."""
+        if self.pinned is not None:
+            pfn, self.pinned = self.pinned, None
+            self.let_go(pfn)
+
+    def holds(self) -> None:
+        hypervisor = self.host.pkvm.hypervisor
+        assert self.inode.private_run(0, 1) == 1, "the guest wanted its page back, and it's shared"
+        assert hypervisor.host_state(self.pfn()) is PageState.NOPAGE, "the host still has the page at EL2"
+        assert self.host.memory.read(self.pfn() * PAGE, 6) == b"secret", "what the guest wrote is lost"
+
+
+class UnshareExits(GuestWantsItBack):
+    """A device has the page pinned until the VMM asks for it, and the host touches its mapping."""
+
+    number = 34
+    name = "unshare-exits"
+    question = "What does it take until a protected guest has its page back from the host, by each design?"
+    source = "discussion A: pKVM's proof of concept, KVM_EXIT_UNSHARE"
+    broken_by = {
+        "vmm-retries-blindly": Kind.LIVELOCK,
+        "vmm-retries-blindly+convert-in-vcpu-run-refuse": Kind.LIVELOCK,
+        "vmm-retries-blindly+unshare-by-ioctl": Kind.LIVELOCK,
+    }
+    holds_with = ("convert-in-vcpu-run", "convert-in-vcpu-run-refuse", "unshare-by-ioctl")
+
+    def tasks(self) -> None:
+        [(self.pinned, _)] = get_user_pages_fast(self.host.init.mm, self.memory.address, 1, FOLL_PIN | FOLL_LONGTERM)
+        self.task("vmm", self.run)
+        self.task("touch", lambda: self.memory[0])
+
+
+class RemappedBeforeUnshare(GuestWantsItBack):
+    """Nobody holds the page, but the host touches its mapping while the guest waits."""
+
+    number = 35
+    name = "remapped-before-unshare"
+    question = "Does it matter to a protected guest that the host maps the page again after it was unmapped for the exit?"
+    source = "discussion A"
+    broken_by = {"convert-in-vcpu-run-unmap-once": Kind.LIVELOCK}
+    holds_with = ("convert-in-vcpu-run", "convert-in-vcpu-run-refuse", "unshare-by-ioctl")
+
+    def tasks(self) -> None:
+        self.task("vmm", self.run)
+        self.task("touch", lambda: self.memory[0])
