@@ -104,7 +104,7 @@ class MachineCpu(Cpu):
         self.read_tsc: Callable[[], int] = time.monotonic_ns
         self._engine: Engine | None = None
         self._gate = threading.Lock()
-        self._in_guest = self._flush_wanted = self._kicked = False
+        self._in_guest = self._stepping = self._flush_wanted = self._kicked = False
         self._fault: GuestFault | NestedPageFault | None = None
         self._vector: int | None = None
         self._failure: BaseException | None = None
@@ -117,7 +117,7 @@ class MachineCpu(Cpu):
         self._devices: set[int] = set()
         self._live_code: dict[int, int] = {}
         self._scanned: dict[int, bytes] = {}
-        self._code_changed = False
+        self._code_changed = self._code_written = False
 
     @property
     def has_guest(self) -> bool:
@@ -187,7 +187,7 @@ class MachineCpu(Cpu):
 
     def _start(self) -> None:
         self._base = self.memory.base
-        self._engine = Engine(self._on_fill, self._on_exception, self._on_device_read, self._on_device_write)
+        self._engine = Engine(self._on_fill, self._on_exception, _Devices(self))
         self.registers.source = _Source(self)
 
     @property
@@ -309,24 +309,22 @@ class MachineCpu(Cpu):
         engine = self.engine
         env = engine.save()
         step = self._step
-        count = 1 if step or self.single_step or (self.window_wanted and self._window_step()) else 0
-        if count and not step and self._at_sensitive():
+        single = step is not None or self.single_step or (self.window_wanted and self._window_step())
+        if single and not step and self._at_sensitive():
             return self._intercepted(0)  # a single instruction is run without a look at where to stop
         if step:
             engine.checkpoint()
             step.begin()
-            engine.passing = self.linear_rip(env)
-            self._flush_wanted = True
-        error, ran = self._go(env.rip, count)
+        error, ran = self._go(env.rip, single)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
         if step:
             return self._after_step(step)
-        return self._why(error, ran, bool(count))
+        return self._why(error, ran, single)
 
-    def _go(self, rip: int, count: int) -> tuple[int, bool]:
-        """Guest mode.  Unicorn's error, and whether the guest ran at all."""
+    def _go(self, rip: int, single: bool) -> tuple[int, bool]:
+        """Guest mode, for one instruction or until something happens.  Unicorn's error, and whether the guest ran at all."""
         engine = self.engine
         self._fault = self._vector = None
         with self.rt.guest_mode():
@@ -337,11 +335,15 @@ class MachineCpu(Cpu):
                     self._flush_wanted = False
                 if self._kicked:
                     return 0, False
-                self._in_guest = True
+                self._in_guest, self._stepping = True, single
             try:
-                return engine.run(rip, count), True
+                error = (engine.step if single else engine.run)(rip)
             finally:
-                self._in_guest = False
+                self._in_guest = self._stepping = False
+        if self._code_written:
+            self._code_written = False
+            self._check_code()
+        return error, True
 
     def _window_step(self) -> bool:
         """An interrupt waits for the guest to be ready: go by single steps at first, then look every now and then."""
@@ -528,7 +530,6 @@ class MachineCpu(Cpu):
     def _after_step(self, step: DeviceStep) -> Exit | None:
         """One instruction was tried with devices' accesses caught."""
         engine, fault = self.engine, self._fault
-        self._flush_wanted = True
         if self._kicked or step.missing is not None or isinstance(fault, NestedPageFault) or step.failed_at is not None:
             engine.roll_back()
             if step.failed_at is not None:
@@ -560,18 +561,6 @@ class MachineCpu(Cpu):
 
     def _on_exception(self, vector: int) -> None:
         self._vector = vector
-
-    def _on_device_read(self, offset: int, size: int) -> int:
-        if self._probe >= 0:
-            self._probed = offset if self._probed is None else self._probed
-            return 0
-        return self._step.read(offset, size) if self._step else 0
-
-    def _on_device_write(self, offset: int, size: int, value: int) -> None:
-        if self._probe >= 0:
-            self._probed = offset if self._probed is None else self._probed
-        elif self._step:
-            self._step.write(offset, size, value)
 
     def _on_fill(self, vaddr: int, kind: int) -> tuple[int, int] | None:
         self._in_guest = False
@@ -616,6 +605,9 @@ class MachineCpu(Cpu):
             if not self._scan(page, host):
                 return None
             perms &= ~WRITE
+        elif self._stepping:
+            self._code_written |= access == WRITE and page in self._live_code
+            perms &= ~EXEC
         elif access == WRITE or page not in self._live_code:
             self._live_code.pop(page, None)
             perms &= ~EXEC
@@ -703,13 +695,33 @@ class MachineCpu(Cpu):
             return here if here & ~_OFFSET == page else page
         engine.checkpoint()
         self._probe, self._probed = page, None
-        engine.passing = self.linear_rip(engine.env)
-        self._flush_wanted = True
-        self._go(rip, 1)
+        self._go(rip, True)
         self._probe, self._fault, self._vector = -1, None, None
-        self._flush_wanted = True
         engine.roll_back()
         return page if self._probed is None else page + self._probed
+
+
+class _Devices:
+    """Who is told of accesses to what isn't memory (`engine.Devices`)."""
+
+    def __init__(self, cpu: MachineCpu) -> None:
+        self._cpu = cpu
+
+    def access(self, offset: int, size: int, stored: bytes | None) -> None:
+        cpu = self._cpu
+        if cpu._probe >= 0:
+            cpu._probed = offset if cpu._probed is None else cpu._probed
+        elif cpu._step:
+            cpu._step.access(offset, size, stored)
+
+    def read(self, offset: int, size: int) -> int:
+        cpu = self._cpu
+        return cpu._step.read(offset, size) if cpu._step and cpu._probe < 0 else 0
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        cpu = self._cpu
+        if cpu._step and cpu._probe < 0:
+            cpu._step.write(offset, size, value)
 
 
 class _Supervisor:

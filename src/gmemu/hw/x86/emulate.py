@@ -364,7 +364,10 @@ _BEGIN: dict[Kind, Callable[[MachineCpu, Env, Insn], Instruction | None]] = {
 
 
 class DeviceStep:
-    """One instruction being tried.  `devices` are the frames that KVM said aren't memory."""
+    """One instruction being tried.  `devices` are the frames that KVM said aren't memory.
+
+    What the instruction accesses at once is one exit, however the engine splits it; at a page's end it's two, as KVM does.
+    """
 
     def __init__(self, devices: set[int]) -> None:
         self._devices = devices
@@ -380,6 +383,8 @@ class DeviceStep:
         """Another try."""
         self._used = 0
         self._writes.clear()
+        self._at, self._data = 0, b""
+        self._rest: bytes | int = 0
         self.missing = None
 
     def map(self, gfn: int, fetch: bool) -> tuple[int, int] | None:
@@ -394,26 +399,47 @@ class DeviceStep:
     def _gpa(self, offset: int) -> int:
         return (self._pages[offset >> PAGE_SHIFT] << PAGE_SHIFT) + (offset & (PAGE_SIZE - 1))
 
-    def read(self, offset: int, size: int) -> int:
-        """The instruction loads: what KVM answered, or 0 and this try doesn't count."""
-        if self.missing is not None:
-            return 0
-        if self._used < len(self._answers):
-            self._used += 1
-            return int.from_bytes(self._answers[self._used - 1][:size], "little")
-        self.missing = DeviceAccess(Access(self._gpa(offset), False, bytes(size)))
-        return 0
+    def access(self, offset: int, size: int, stored: bytes | None) -> None:
+        """The instruction begins an access: what of it lies on this page; the rest waits until its page is touched."""
+        here = min(size, PAGE_SIZE - (offset & (PAGE_SIZE - 1)))
+        if stored is None:
+            self._rest = size - here
+            self._load(offset, here)
+        else:
+            self._rest = stored[here:]
+            self._store(offset, stored[:here])
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        """The instruction stores."""
+    def _load(self, offset: int, size: int) -> None:
+        """A load: what KVM answered, or nothing and this try doesn't count."""
+        self._at, self._data = offset, bytes(size)
         if self.missing is not None:
             return
-        data, gpa = value.to_bytes(8, "little")[:size], self._gpa(offset)
-        last = self._writes[-1] if self._writes else None
-        if last is not None and last.gpa + len(last.data) == gpa:
-            self._writes[-1] = last._replace(data=last.data + data)
+        if self._used < len(self._answers):
+            self._used, self._data = self._used + 1, self._answers[self._used]
         else:
-            self._writes.append(Access(gpa, True, data))
+            self.missing = DeviceAccess(Access(self._gpa(offset), False, self._data))
+
+    def _store(self, offset: int, data: bytes) -> None:
+        self._at, self._data = offset, data
+        if self.missing is None:
+            self._writes.append(Access(self._gpa(offset), True, data))
+
+    def _elsewhere(self, offset: int) -> bool:
+        """Whether this is the page after that of the access that was begun."""
+        return not self._data or offset >> PAGE_SHIFT != self._at >> PAGE_SHIFT
+
+    def read(self, offset: int, size: int) -> int:
+        """A piece of a load, which may reach beyond it where the engine aligns it."""
+        if self._elsewhere(offset):
+            self._load(offset, self._rest if isinstance(self._rest, int) and self._rest else size)
+        piece = bytes(self._data[at] if 0 <= (at := offset + i - self._at) < len(self._data) else 0 for i in range(size))
+        return int.from_bytes(piece, "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A piece of a store, known already unless it's on the next page."""
+        if self._elsewhere(offset):
+            known = self._rest if isinstance(self._rest, bytes) and self._rest else value.to_bytes(8, "little")[:size]
+            self._store(offset, known)
 
     def next_write(self) -> Exit | None:
         """The instruction got through: what it stored, one after the other."""
