@@ -61,6 +61,83 @@ class TestRealMode:
         assert machine.vcpu.regs.rdx == 0x99
 
 
+class TestDevices:
+    """MMIO: what one instruction accesses at once is one exit; two accesses never are."""
+
+    @staticmethod
+    def loads(machine: Machine, *expected: tuple[int, int]) -> int:
+        """Each exit loads (address, length) and is answered by bytes that count up; then HLT.  RAX."""
+        byte = 0
+        for address, length in expected:
+            exit_ = machine.run()
+            assert exit_.reason is ExitReason.MMIO
+            assert (exit_.mmio.phys_addr, exit_.mmio.len, exit_.mmio.is_write) == (address, length, 0)
+            exit_.answer_mmio(bytes(range(byte, byte + length)))
+            byte += length
+        assert machine.run().reason is ExitReason.HLT
+        return machine.vcpu.regs.rax
+
+    def test_eight_bytes_are_one_load(self, machine: Machine) -> None:
+        # mov rbx, 0x300000; mov rax, [rbx+8]; hlt
+        machine.long_mode(bytes.fromhex("48c7c300003000 488b4308 f4"))
+        assert self.loads(machine, (0x300008, 8)) == 0x0706050403020100
+
+    def test_eight_bytes_are_one_store(self, machine: Machine) -> None:
+        # mov rbx, 0x300000; mov [rbx+8], rbx; hlt
+        machine.long_mode(bytes.fromhex("48c7c300003000 48895b08 f4"))
+        exit_ = machine.run()
+        assert (exit_.mmio.phys_addr, exit_.mmio.len, exit_.mmio.is_write) == (0x300008, 8, 1)
+        assert exit_.mmio.data == (0x300000).to_bytes(8, "little")
+        assert machine.run().reason is ExitReason.HLT
+
+    def test_a_load_across_a_page_s_end_is_two(self, machine: Machine) -> None:
+        # mov rbx, 0x300000; mov rax, [rbx+0xffd]; hlt
+        machine.long_mode(bytes.fromhex("48c7c300003000 488b83fd0f0000 f4"))
+        assert self.loads(machine, (0x300FFD, 3), (0x301000, 5)) == 0x0706050403020100
+
+    def test_a_store_across_a_page_s_end_is_two(self, machine: Machine) -> None:
+        # mov rbx, 0x300000; mov rax, 0x11223344; mov [rbx+0xffd], rax; hlt
+        machine.long_mode(bytes.fromhex("48c7c300003000 48c7c044332211 488983fd0f0000 f4"))
+        first, second = machine.run(), None
+        assert (first.mmio.phys_addr, first.mmio.len, first.mmio.data[:3]) == (0x300FFD, 3, b"\x44\x33\x22")
+        second = machine.run()
+        assert (second.mmio.phys_addr, second.mmio.len, second.mmio.data[:5]) == (0x301000, 5, b"\x11\0\0\0\0")
+        assert machine.run().reason is ExitReason.HLT
+
+    def test_two_operands_side_by_side_are_two(self, machine: Machine) -> None:
+        # mov rsi, 0x300004; mov rdi, 0x300000; cmpsd; hlt
+        machine.long_mode(bytes.fromhex("48c7c604003000 48c7c700003000 a7 f4"))
+        self.loads(machine, (0x300000, 4), (0x300004, 4))  # in which order, no processor promises
+
+    def test_sixteen_bytes_go_by_eight(self, machine: Machine) -> None:
+        # mov rbx, 0x300000; movups xmm0, [rbx]; movq rax, xmm0; hlt
+        machine.long_mode(bytes.fromhex("48c7c300003000 0f1003 66480f7ec0 f4"))
+        assert self.loads(machine, (0x300000, 8), (0x300008, 8)) == 0x0706050403020100
+
+    def test_a_string_goes_element_by_element(self, machine: Machine) -> None:
+        # mov rsi, 0x300000; mov rdi, DATA; mov ecx, 3; rep movsd; hlt
+        machine.long_mode(bytes.fromhex("48c7c600003000 48c7c700000200 b903000000 f3a5 f4"))
+        self.loads(machine, (0x300000, 4), (0x300004, 4), (0x300008, 4))
+        assert machine.get(DATA, 12) == bytes(range(12))
+
+    def test_a_load_after_code_that_ran_before(self, machine: Machine) -> None:
+        """Code that ran freely is then gone through by single instructions."""
+        # mov rbx, DATA; l: mov eax, [rbx]; mov ecx, [rbx+4]; add rbx, 0x2e0000; cmp rbx, 0x300000; je l; hlt
+        machine.long_mode(bytes.fromhex("48c7c300000200 8b03 8b4b04 4881c300002e00 4881fb00003000 74eb f4"))
+        self.loads(machine, (0x300000, 4), (0x300004, 4))
+
+    def test_page_tables_that_go_are_the_end(self, machine: Machine) -> None:
+        # mov cr3, rbx (0x300000); jmp $
+        machine.long_mode(bytes.fromhex("48c7c300003000 0f22db ebfe"))
+        exit_ = machine.run()
+        assert exit_.reason is ExitReason.INTERNAL_ERROR
+
+    def test_from_a_port_to_a_device_is_beyond_the_emulator(self, machine: Machine) -> None:
+        # mov rdi, 0x300000; mov dx, 0x10; insb; hlt
+        machine.long_mode(bytes.fromhex("48c7c700003000 66ba1000 6c f4"))
+        assert machine.run().reason is ExitReason.INTERNAL_ERROR
+
+
 class TestLongMode:
     def test_cpuid_msrs_and_the_time(self, machine: Machine) -> None:
         # mov ecx, 0x277; rdmsr; mov rbx, rax; rdtsc; mov rsi, rax; rdtsc; sub rax, rsi; hlt

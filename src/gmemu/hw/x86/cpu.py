@@ -224,6 +224,8 @@ class MachineCpu(Cpu):
 
     def _check_code(self) -> None:
         """Code that the host has changed since it was translated is translated again."""
+        if self._flush_wanted:  # where the code was may not be memory any more; it's looked at when it's fetched again
+            self._live_code.clear()
         for page, address in self._live_code.items():
             if string_at(address, PAGE_SIZE) != self._scanned[page]:
                 self._code_changed = True
@@ -277,16 +279,19 @@ class MachineCpu(Cpu):
             self.event = second_fault(event, fault)
             return Shutdown() if self.event is None else None
         except NotMemory as missing:
-            gfn = missing.fault.gpa >> PAGE_SHIFT
-            if gfn in self._devices:
-                self._devices.clear()
-                return EmulationFailure(missing.fault.gpa)
-            return missing.fault
+            return self._not_memory(missing.fault)
         self.event = None
         env.forget_exception()
         engine.restore()
         self._devices.clear()
         return None
+
+    def _not_memory(self, fault: NestedPageFault) -> Exit:
+        """What the processor itself needs (tables, code, a stack) isn't there: KVM may find it, or can't help any more."""
+        if fault.gpa >> PAGE_SHIFT not in self._devices:
+            return fault
+        self._end_step()
+        return EmulationFailure(fault.gpa)
 
     def _raise(
         self, vector: int, error_code: int | None, *, software: bool = False, address: int | None = None
@@ -313,6 +318,9 @@ class MachineCpu(Cpu):
         if single and not step and self._at_sensitive():
             return self._intercepted(0)  # a single instruction is run without a look at where to stop
         if step:
+            if self._at_sensitive():
+                self._end_step()  # a string instruction between a port and a device
+                return EmulationFailure(min(self._devices, default=0) << PAGE_SHIFT)
             engine.checkpoint()
             step.begin()
         error, ran = self._go(env.rip, single)
@@ -402,7 +410,7 @@ class MachineCpu(Cpu):
         except GuestFault as fault:
             return self._raise(fault.vector, fault.error_code, address=fault.address)
         except NotMemory as missing:
-            return missing.fault
+            return self._not_memory(missing.fault)
         insn = decode(code, env.code_bits)
         if insn is None:
             return self._raise(_UD, None) if error else None
@@ -413,7 +421,7 @@ class MachineCpu(Cpu):
         except GuestFault as fault:
             return self._raise(fault.vector, fault.error_code, address=fault.address)
         except NotMemory as missing:
-            return missing.fault
+            return self._not_memory(missing.fault)
         if isinstance(outcome, Instruction):
             self._instruction = outcome
             return outcome.exit
@@ -468,7 +476,7 @@ class MachineCpu(Cpu):
             return None
         except NotMemory as missing:
             self._instruction = instruction._replace(answer=completion if completion is not None else instruction.answer)
-            return missing.fault
+            return self._not_memory(missing.fault)
         self.engine.restore()
         return exit_ or self._trap()
 
@@ -538,7 +546,7 @@ class MachineCpu(Cpu):
             if step.missing is not None:
                 return step.missing
             if isinstance(fault, NestedPageFault):
-                return fault
+                return self._not_memory(fault)
             self._kicked = False
             return ExternalInterrupt()
         self._fault = None
