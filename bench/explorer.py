@@ -95,7 +95,7 @@ def _set_up() -> Iterator[Figure]:
     result = explore(scenario)
     whole = _cpu(lambda: explore(scenario)) / result.schedules
     worlds: Worlds[World] = Worlds(scenario)
-    for _ in range(6):  # the first few are set up anew anyway
+    for _ in range(10):  # the first few are set up anew anyway
         worlds.done(worlds.fresh(), True)
     back = _cpu(lambda: [worlds.fresh() for _ in range(100)]) / 100
     worlds.close()

@@ -217,8 +217,8 @@ class Worlds(Generic[W]):
         self._build, self._wanted = build, restore
         self._world: W | None = None
         self._snapshot: _Snapshot | None = None
-        self._cheap = 4 if restore else 0
-        """runs before it's worth remembering a world: most searches that find something need no more"""
+        self._cheap = 8 if restore else 0
+        """runs before it's worth remembering a world, which costs five to twenty set-ups"""
         self.names: list[str] = []
         self.why = ""
         """why worlds are set up anew: the type that can't be seen into"""

@@ -11,9 +11,10 @@ Outside `run`, as in a scenario's set-up, steps are taken at once and nothing is
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
@@ -103,20 +104,55 @@ def _first(able: list[Thread]) -> int:
     return 0
 
 
+class _Worker(greenlet):  # type: ignore[misc]
+    """Runs one task's body after the other.  A greenlet that begins costs more than a short task does, so they're kept."""
+
+    idle: ClassVar[threading.local] = threading.local()
+    """by thread of this interpreter, as a greenlet never leaves its own"""
+
+    job: tuple[ExploredRuntime, Callable[[], object]] | None
+
+    @classmethod
+    def with_job(cls, runtime: ExploredRuntime, body: Callable[[], object]) -> _Worker:
+        """One that will run `body` when it's switched to, and then go back to the runtime's hub."""
+        idle: list[_Worker] = cls.idle.__dict__.setdefault("workers", [])
+        worker = idle.pop() if idle else cls()
+        worker.job = runtime, body
+        worker.parent = runtime.hub
+        worker.gr_context = None
+        return worker
+
+    def run(self) -> None:
+        while True:
+            assert self.job is not None
+            (runtime, body), self.job = self.job, None
+            try:
+                body()
+            except BaseException as error:
+                runtime.raised = error
+            hub = runtime.hub
+            del runtime, body
+            self.idle.workers.append(self)
+            hub.switch()
+
+
+_NOT_BEGUN = greenlet()
+
+
 class Thread:
     """One task of the run: where it stopped, the step it waits to take, and what `current` is for it.
 
     Tasks of one `group` are alike: exchanging them changes nothing but names.
     """
 
-    __slots__ = ("body", "current", "group", "name", "number", "ready", "step", "where")
+    __slots__ = ("begin", "body", "current", "group", "name", "number", "ready", "step", "where")
 
     def __init__(self, number: int, name: str, body: Callable[[], object], group: str) -> None:
         self.number, self.name, self.body, self.group = number, name, body, group
-        self.step = Step("begin", name)
+        self.step = self.begin = Step("begin", name)
         self.ready: Callable[[], bool] | None = None
         self.current: Any = None
-        self.where: Any = None
+        self.where: Any = _NOT_BEGUN
 
 
 class _Mutex(Lock):
@@ -307,7 +343,10 @@ class ExploredRuntime(Runtime):
         self._threads: list[Thread] = []
         self._left: list[Thread] = []
         self._running: Any = None
-        self._hub: Any = None
+        self.hub: Any = None
+        """where a run began, and where tasks that end go"""
+        self.raised: BaseException | None = None
+        """what a task ended with"""
         self._schedule: Schedule = _first
         self._stopped: BaseException | None = None
         self._observer: Observer | None = None
@@ -454,14 +493,16 @@ class ExploredRuntime(Runtime):
         The first choices are `given`, and have to be for the steps that are `expected` there (as `Step.same_as` goes).
         Raises what a task or the schedule raises, `Deadlock` when none of those left can go on, or `NotDeterministic`.
         """
-        self.who, self.what, self.waiting, self._hub, self._schedule = [], [], [], getcurrent(), schedule
+        self.who, self.what, self.waiting, self.hub, self._schedule = [], [], [], getcurrent(), schedule
         outside, self._left, self._stopped = self.current, list(self._threads), None
         self._observer = observer
         self._given, self._expected, self._depth, self._known = given, expected, 0, len(given)
+        if given and max(given) >= len(self._threads):
+            raise NotDeterministic(f"task {max(given)} was to run, and there are {len(self._threads)}")
         self._names, self._reads, self._writes = {}, {}, {}
         for thread in self._left:
-            thread.where, thread.ready = greenlet(thread.body), None
-            thread.step = Step("begin", thread.name)
+            thread.where, thread.ready = _NOT_BEGUN, None
+            thread.step = thread.begin
             thread.current = Task(thread.name, outside.process, outside.mm, outside.cpu)
             thread.current.thread = thread.name
         try:
@@ -469,16 +510,20 @@ class ExploredRuntime(Runtime):
                 chosen = self._pick()
                 if chosen is not None:
                     self._running, self.current = chosen, chosen.current
-                    chosen.where.switch()
+                    (chosen.where or self._begin(chosen)).switch()
+                if self.raised is not None:
+                    self._running.where = _NOT_BEGUN
+                    raise self.raised
                 if self._stopped is not None:
                     raise self._stopped
                 self._left.remove(self._running)  # whoever ran last came back by ending
+                self._running.step = _ENDED
         finally:
             self._running = None
             self.waiting = [(t.number, t.step) for t in self._left]
             self._observe(None, None, False)
             self._abandon(self._left)
-            self.current = outside
+            self.current, self.raised = outside, None
 
     def step(self, step: Step, ready: Callable[[], bool] | None = None) -> None:
         """Announce `step` and stop until it's chosen; it's chosen only when `ready`.
@@ -497,48 +542,50 @@ class ExploredRuntime(Runtime):
         thread.where, thread.current = getcurrent(), self.current
         if chosen is None:
             self._running = None
-            self._hub.switch()
+            self.hub.switch()
         else:
             self._running, self.current = chosen, chosen.current
-            chosen.where.switch()
+            (chosen.where or self._begin(chosen)).switch()
+
+    def _begin(self, thread: Thread) -> _Worker:
+        """Something to run the task's body in."""
+        thread.where = worker = _Worker.with_job(self, thread.body)
+        return worker
 
     def _pick(self) -> Thread | None:
         """Let the schedule choose, and note the step.  None: the run can't go on, `_stopped` says why."""
         depth = self._depth
+        self._depth = depth + 1
         try:
             if depth < self._known:
-                chosen = self._follow(depth)
+                chosen = self._threads[self._given[depth]]
+                step = chosen.step
+                if (chosen.ready is not None and not chosen.ready()) or step is not self._expected[depth]:
+                    self._check_given(depth, chosen)
             else:
                 able = [t for t in self._left if t.ready is None or t.ready()]
                 if not able:
                     raise Deadlock(describe_deadlock(self._left))
                 chosen = able[self._schedule(able)]
+                step = chosen.step
         except BaseException as stopped:
             self._stopped = stopped
             return None
-        self._depth = depth + 1
         if self._observer is not None:
-            taken = Taken(chosen.number, chosen.step)
-            self._observe(taken, None if chosen is self._running else chosen.where, True)
+            self._observe(Taken(chosen.number, step), None if chosen is self._running else chosen.where, True)
         self.who.append(chosen.number)
-        self.what.append(chosen.step)
+        self.what.append(step)
         return chosen
 
-    def _follow(self, depth: int) -> Thread:
-        """The task that was given, if it's there, can go on, and does what is expected."""
-        number = self._given[depth]
-        for thread in self._left:
-            if thread.number == number:
-                break
-        else:
-            raise NotDeterministic(f"choice {depth}: task {number} was to run next, and it isn't there")
+    def _check_given(self, depth: int, thread: Thread) -> None:
+        """Whether the task that was given is there, can go on, and does what is expected."""
+        if thread not in self._left:
+            raise NotDeterministic(f"choice {depth}: {thread.name} was to run next, and has ended")
+        step, expected = thread.step, self._expected[depth]
         if thread.ready is not None and not thread.ready():
-            raise NotDeterministic(f"choice {depth}: {thread.name} was to run next, and can't {thread.step!r}")
-        if depth < len(self._expected):
-            step, expected = thread.step, self._expected[depth]
-            if step.domain != expected.domain or step.kind != expected.kind or step.start != expected.start:
-                raise NotDeterministic(f"choice {depth}: {thread.name} is about to {step!r}, and was to {expected!r}")
-        return thread
+            raise NotDeterministic(f"choice {depth}: {thread.name} was to run next, and can't {step!r}")
+        if not step.same_as(expected):
+            raise NotDeterministic(f"choice {depth}: {thread.name} is about to {step!r}, and was to {expected!r}")
 
     def record(self, step: Step) -> None:
         """A step that needs no choice: it's in the trace, and that's all."""
@@ -567,12 +614,8 @@ class ExploredRuntime(Runtime):
     def _abandon(self, left: list[Thread]) -> None:
         """Unwind tasks that never got to their end; their clean-up takes no steps."""
         for thread in left:
-            if thread.where and not thread.where.dead:
-                thread.where.parent = getcurrent()
-                try:
-                    thread.where.throw(_Abandoned)
-                except (_Abandoned, Exception):
-                    continue
+            if thread.where:
+                thread.where.throw(_Abandoned)
 
 
 class _Same:
@@ -590,6 +633,7 @@ class _Same:
         return id(self.thing)
 
 
+_ENDED = Step("ended", None)
 _RESCHED = Step("resched", None)
 _RETRY = Step("retry", None)
 
