@@ -34,13 +34,28 @@ def test_a_script_is_judged_by_its_interpreter(tmp_path: Path, compile_c: Compil
 
 
 @pytest.mark.parametrize(
-    ("content", "complaint"), [(b"#!\n", "names no interpreter"), (b"\x7fELF\x01" + bytes(60), "64-bit"), (b"x", "64-bit")]
+    ("content", "complaint"),
+    [
+        (b"#!\n", "names no interpreter"),
+        (b"\x7fELF\x01" + bytes(60), "isn't a program for 64-bit x86"),
+        (b"\x7fELF\x02" + bytes(13) + b"\xb7" + bytes(45), "machine 183"),
+        (b"x", "isn't a 64-bit ELF program"),
+    ],
 )
 def test_what_is_no_program(tmp_path: Path, content: bytes, complaint: str) -> None:
     path = tmp_path / "odd"
     path.write_bytes(content)
     path.chmod(0o755)
     with pytest.raises(ProgramError, match=complaint):
+        find_program(str(path))
+
+
+def test_another_c_library(tmp_path: Path, compile_c: Compile) -> None:
+    path = tmp_path / "musl"
+    ours, other = b"/lib64/ld-linux-x86-64.so.2\0", b"/lib/ld-musl-x86_64.so.1\0"
+    path.write_bytes(compile_c("hello").read_bytes().replace(ours, other.ljust(len(ours), b"\0")))
+    path.chmod(0o755)
+    with pytest.raises(ProgramError, match=r"another C library than glibc \(its linker is /lib/ld-musl-x86_64.so.1\)"):
         find_program(str(path))
 
 

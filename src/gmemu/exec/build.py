@@ -19,7 +19,7 @@ __all__ = ["KERNEL", "PRELOAD", "BuildError", "build", "is_current", "libpython"
 HERE = Path(__file__).parent
 PRELOAD = "libgmemu-preload.so"
 KERNEL = f"libgmemu-kernel.{sysconfig.get_config_var('SOABI')}.so"
-_SOURCES = ("kernel.h", "preload.c", "kernel.c")
+_SOURCES = ("kernel.h", "preload.h", "preload.c", "children.c", "kernel.c")
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-shared")
 
 
@@ -61,20 +61,20 @@ def build(directory: Path) -> None:
     if not (headers / "Python.h").exists():
         raise BuildError(f"Python's headers aren't in {headers}: install them (Debian: libpython3-dev)")
     library = libpython()
-    _compile(compiler, directory / PRELOAD, "preload.c", ("-ldl", "-pthread"))
+    _compile(compiler, directory / PRELOAD, ("preload.c", "children.c"), ("-ldl", "-pthread"))
     _compile(
         compiler,
         directory / KERNEL,
-        "kernel.c",
+        ("kernel.c",),
         (f"-I{headers}", str(library), f"-Wl,-rpath,{library.parent}", "-pthread"),
     )
 
 
-def _compile(compiler: str, target: Path, source: str, extra: tuple[str, ...]) -> None:
+def _compile(compiler: str, target: Path, sources: tuple[str, ...], extra: tuple[str, ...]) -> None:
     """Compile to a name of our own first, so that nobody loads half a library."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = Path(scratch) / target.name
-        command = [compiler, *_FLAGS, "-o", str(made), str(HERE / source), *extra]
+        command = [compiler, *_FLAGS, "-o", str(made), *(str(HERE / source) for source in sources), *extra]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BuildError(f"{' '.join(command)}\n{done.stderr.strip()}")

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -27,30 +28,30 @@
 #include <unistd.h>
 
 #include "kernel.h"
+#include "preload.h"
 
-#define EXPORT __attribute__((visibility("default")))
 #define MAX_FDS (1 << 20)
 #define MAX_RANGES 4096
 
 static _Atomic unsigned char fd_ours[MAX_FDS];
 static __thread int in_kernel __attribute__((tls_model("initial-exec")));
 
-/* The next definition of `name`: libc's.  Looked up once; that a second thread may look it up too does no harm. */
-#define NEXT(name)                                                                                                               \
-	({                                                                                                                       \
-		static __typeof__(&name) _Atomic next;                                                                           \
-		__typeof__(&name) found = atomic_load_explicit(&next, memory_order_relaxed);                                     \
-		if (__builtin_expect(!found, 0)) {                                                                               \
-			found = (__typeof__(&name))dlsym(RTLD_NEXT, #name);                                                      \
-			atomic_store_explicit(&next, found, memory_order_relaxed);                                               \
-		}                                                                                                                \
-		found;                                                                                                           \
-	})
-
 static inline bool is_ours(int fd)
 {
 	return __builtin_expect((unsigned)fd < MAX_FDS, 1) &&
 	       __builtin_expect(atomic_load_explicit(&fd_ours[fd], memory_order_acquire), 0) && !in_kernel;
+}
+
+bool fd_is_ours(int fd)
+{
+	return is_ours(fd);
+}
+
+int next_of_ours(int from)
+{
+	const void *found = from < MAX_FDS ? memchr((const void *)(fd_ours + from), 1, (size_t)(MAX_FDS - from)) : NULL;
+
+	return found ? (int)((const _Atomic unsigned char *)found - fd_ours) : -1;
 }
 
 /* Watched ranges: few, sorted, read under a sequence count. */
@@ -680,6 +681,56 @@ EXPORT long syscall(long number, ...)
 		return vmsplice((int)a[0], (const struct iovec *)a[1], (size_t)a[2], (unsigned)a[3]);
 	if (number == SYS_io_uring_register)
 		return PINNING(NEXT(syscall)(number, a[0], a[1], a[2], a[3]), GMEMU_IO_URING_REGISTER, a[0], a[1], a[2], a[3]);
+	switch (number) { /* what is caught by its name in libc is caught by its number, too */
+	case SYS_open:
+		return open((const char *)a[0], (int)a[1], (mode_t)a[2]);
+	case SYS_openat:
+		return openat((int)a[0], (const char *)a[1], (int)a[2], (mode_t)a[3]);
+	case SYS_close:
+		return close((int)a[0]);
+	case SYS_close_range:
+		return close_range((unsigned)a[0], (unsigned)a[1], (int)a[2]);
+	case SYS_dup:
+		return dup((int)a[0]);
+	case SYS_dup2:
+		return dup2((int)a[0], (int)a[1]);
+	case SYS_dup3:
+		return dup3((int)a[0], (int)a[1], (int)a[2]);
+	case SYS_fcntl:
+		return fcntl((int)a[0], (int)a[1], a[2]);
+	case SYS_ioctl:
+		return ioctl((int)a[0], (unsigned long)a[1], a[2]);
+	case SYS_fstat:
+		return fstat((int)a[0], (struct stat *)a[1]);
+	case SYS_fallocate:
+		return fallocate((int)a[0], (int)a[1], a[2], a[3]);
+	case SYS_ftruncate:
+		return ftruncate((int)a[0], a[1]);
+	case SYS_read:
+		return read((int)a[0], (void *)a[1], (size_t)a[2]);
+	case SYS_write:
+		return write((int)a[0], (const void *)a[1], (size_t)a[2]);
+	case SYS_pread64:
+		return pread((int)a[0], (void *)a[1], (size_t)a[2], a[3]);
+	case SYS_pwrite64:
+		return pwrite((int)a[0], (const void *)a[1], (size_t)a[2], a[3]);
+	case SYS_mmap:
+		return (long)mmap((void *)a[0], (size_t)a[1], (int)a[2], (int)a[3], (int)a[4], a[5]);
+	case SYS_munmap:
+		return munmap((void *)a[0], (size_t)a[1]);
+	case SYS_mprotect:
+		return mprotect((void *)a[0], (size_t)a[1], (int)a[2]);
+	case SYS_madvise:
+		return madvise((void *)a[0], (size_t)a[1], (int)a[2]);
+	case SYS_mremap:
+		return (long)mremap((void *)a[0], (size_t)a[1], (size_t)a[2], (int)a[3], (void *)a[4]);
+	case SYS_sendmsg:
+		return sendmsg((int)a[0], (const struct msghdr *)a[1], (int)a[2]);
+	case SYS_execve:
+		return execve((const char *)a[0], (char *const *)a[1], (char *const *)a[2]);
+	case SYS_execveat:
+		return execveat((int)a[0], (const char *)a[1], (char *const *)a[2], (char *const *)a[3], (int)a[4]);
+	}
 	return NEXT(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
@@ -826,6 +877,7 @@ __attribute__((constructor)) static void loaded(void)
 	for (int sig = 1; sig < NSIG; sig++)
 		NEXT(sigaction)(sig, NULL, &program_action[sig]);
 	NEXT(sigaction)(SIGBUS, &action, NULL);
+	remember_environment();
 	pthread_atfork(before_fork, forked_parent, forked_child);
 	atexit(at_exit);
 }

@@ -13,6 +13,7 @@ __all__ = ["ProgramError", "find_program"]
 
 _PT_INTERP = 3
 _ELFCLASS64 = 2
+_EM_X86_64 = 62
 
 
 class ProgramError(Exception):
@@ -40,17 +41,30 @@ def _check(path: Path, mode: int) -> None:
             line = head + file.readline()
             _check_interpreter(path, line.split(b"\n")[0][2:])
             return
-        if not head.startswith(b"\x7fELF") or head[4] != _ELFCLASS64:
+        if not head.startswith(b"\x7fELF"):
             raise ProgramError(f"{path} isn't a 64-bit ELF program, nor a script")
+        machine = struct.unpack_from("<H", head, 18)[0]
+        if head[4] != _ELFCLASS64 or machine != _EM_X86_64:
+            raise ProgramError(f"{path} isn't a program for 64-bit x86 (machine {machine}): build it for x86-64")
         offset, size, count = struct.unpack_from("<Q", head, 32)[0], *struct.unpack_from("<HH", head, 54)
         file.seek(offset)
         headers = file.read(size * count)
-    types = [struct.unpack_from("<I", headers, at)[0] for at in range(0, len(headers), size)]
-    if _PT_INTERP not in types:
+        segments = {struct.unpack_from("<I", headers, at)[0]: at for at in range(0, len(headers), size)}
+        linker = b""
+        if _PT_INTERP in segments:
+            start, length = struct.unpack_from("<Q16xQ", headers, segments[_PT_INTERP] + 8)
+            file.seek(start)
+            linker = file.read(length).rstrip(b"\0")
+    if not linker:
         raise ProgramError(
             f"{path} is statically linked: nothing can be put in front of its system calls, which would reach this "
             "machine's own /dev/kvm. Link it dynamically (gcc without -static; Rust: a *-linux-gnu target without "
             "+crt-static; Go: with cgo and -ldflags=-linkmode=external)"
+        )
+    if not Path(os.fsdecode(linker)).name.startswith("ld-linux"):
+        raise ProgramError(
+            f"{path} is linked with another C library than glibc (its linker is {os.fsdecode(linker)}), in front of which "
+            "the library made here can't be put: build it for a *-linux-gnu target"
         )
 
 

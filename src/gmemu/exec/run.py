@@ -14,6 +14,9 @@ from .settings import Settings
 
 __all__ = ["environment", "host_platform", "libraries", "run"]
 
+_ASAN = "verify_asan_link_order=0:detect_leaks=0"
+"""AddressSanitizer wants to be the first library, and would count what the emulated kernel still has at the end as leaks."""
+
 
 def libraries() -> Path:
     """The directory with both libraries: where they were installed, or else where they have been made now.
@@ -53,6 +56,7 @@ def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
     return {
         **base,
         **settings.to_environment(),
+        "ASAN_OPTIONS": ":".join([_ASAN, *filter(None, [base.get("ASAN_OPTIONS")])]),
         "LD_PRELOAD": " ".join(dict.fromkeys(preloaded)),
         "GMEMU_EXEC_KERNEL": str(directory / KERNEL),
         "GMEMU_EXEC_PYTHON": sys.executable,
