@@ -113,7 +113,7 @@ MUTANTS = (
         "False",
     ),
     Mutant("delete doesn't unbind", _SLOTS, "    if old.has_gmem:\n", "    if False:\n"),
-    _off("max gfn", _SLOTS, "new.end_gfn - 1 > MAX_GFN"),
+    _off("max gfn", _SLOTS, "new.end_gfn - 1 >> bits - PAGE_SHIFT"),
     _off("region 1 flags", _VM, "old.flags & ~(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)"),
     # attributes
     _off("attributes flags", _ATTR, "attrs.flags"),

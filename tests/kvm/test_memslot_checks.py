@@ -147,14 +147,14 @@ class TestOrderWithSlotsThere:
     def test_binding_comes_before_the_highest_frame(self, world: World) -> None:
         vm = world.vm()
         region = good(world, vm)
-        region.guest_phys_addr = (1 << 52) - PAGE
+        region.guest_phys_addr = (1 << 48) - PAGE
         region.guest_memfd = 999
         assert refusal(lambda: set_region(vm, region)) == "gmem.bind.fd"
 
     def test_the_highest_frame_is_the_last_check_and_undoes_the_binding(self, world: World) -> None:
         vm = world.vm()
         region = good(world, vm)
-        region.guest_phys_addr = (1 << 52) - PAGE
+        region.guest_phys_addr = (1 << 48) - PAGE
         file = world.host.init.file(region.guest_memfd)
         assert refusal(lambda: set_region(vm, region)) == "kvm.slot.max-gfn"
         assert len(file.bindings) == 0  # type: ignore[attr-defined]
@@ -265,8 +265,8 @@ class TestAddresses:
 
     def test_the_end_of_guest_memory(self, world: World) -> None:
         vm = world.vm(DEFAULT)
-        assert refusal(lambda: set_region(vm, Region(guest_phys_addr=1 << 52, memory_size=PAGE))) == "kvm.slot.max-gfn"
-        assert set_region(vm, Region(guest_phys_addr=(1 << 52) - PAGE, memory_size=PAGE)) == 0
+        assert refusal(lambda: set_region(vm, Region(guest_phys_addr=1 << 48, memory_size=PAGE))) == "kvm.slot.max-gfn"
+        assert set_region(vm, Region(guest_phys_addr=(1 << 48) - PAGE, memory_size=PAGE)) == 0
         assert refusal(lambda: set_region(vm, Region(slot=1, guest_phys_addr=TOP - PAGE, memory_size=PAGE))) == (
             "kvm.slot.gpa-wrap"
         )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..api import GuestMemfd, Kvm, Mapping, Vcpu, Vm
 from ..api.descriptor import Descriptor
 from ..rules import KernelError
-from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, Cap, VmType
+from ..uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, KVM_GET_SUPPORTED_CPUID, Cap, VmType
+from ..uapi.kvm_x86 import kvm_cpuid_entry2
 from ..uapi.mman import (
     MAP_ANONYMOUS,
     MAP_FIXED_NOREPLACE,
@@ -172,6 +173,16 @@ class Bench:
     def usable_flags(self, vm: Vm) -> int:
         """The most that a guest_memfd of this VM can be made with."""
         return self.flags_of(vm) & (GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
+
+    @property
+    def gpa_bits(self) -> int:
+        """How many bits guest-physical addresses have: MAXPHYADDR's, or with shadow paging (which CPUID tells) all 52."""
+        memory = bytearray((256).to_bytes(8, "little") + bytes(256 * kvm_cpuid_entry2.SIZE))
+        self.kvm.ioctl(KVM_GET_SUPPORTED_CPUID, memory)
+        count = int.from_bytes(memory[:4], "little")
+        leaves = (kvm_cpuid_entry2.unpack_from(memory, 8 + i * kvm_cpuid_entry2.SIZE) for i in range(count))
+        sizes = next(leaf.eax for leaf in leaves if leaf.function == 0x80000008)
+        return sizes & 0xFF if sizes >> 16 & 0xFF else 52
 
     # Guests and other processes
 

@@ -47,7 +47,7 @@ _FEATURES = sum(1 << n for n in (0, 1, 3, 7, 9, 11, 12, 14, 15, 24))
 _HC_MAP_GPA_RANGE_BIT = 16
 OSXSAVE, APIC_ON, MONITOR = 1 << 27, 1 << 9, 1 << 3
 XCR0_SUPPORTED = 3
-PHYSICAL_BITS = 48
+VIRTUAL_BITS = 48
 
 
 def _e(function: int, eax: int, ebx: int, ecx: int, edx: int, index: int | None = None) -> kvm_cpuid_entry2:
@@ -83,7 +83,7 @@ def supported(host: Host) -> list[kvm_cpuid_entry2]:
         *(_e(0x80000002 + i, *_text(name[16 * i : 16 * i + 16])) for i in range(3)),
         _e(0x80000006, 0, 0, 0x02006140, 0),
         _e(0x80000007, 0, 0, 0, 1 << 8),
-        _e(0x80000008, PHYSICAL_BITS | PHYSICAL_BITS << 8 | (PHYSICAL_BITS << 16 if amd else 0), 0, 0, 0),
+        _e(0x80000008, host.maxphyaddr | VIRTUAL_BITS << 8 | min(host.maxphyaddr, 48) << 16, 0, 0, 0),
     ]
     if amd:
         entries += [_e(0x80000019, 0, 0, 0, 0), _e(0x8000001A, 0, 0, 0, 0), _e(0x8000001F, 0, 0, 0, 0)]

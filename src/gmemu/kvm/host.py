@@ -154,6 +154,11 @@ class Host:
         return self.platform in ("arm", "pkvm")
 
     @property
+    def maxphyaddr(self) -> int:
+        """MAXPHYADDR in bits (CPUID 0x80000008): where guest-physical addresses end too."""
+        return 48 if self.platform == "amd" else 52
+
+    @property
     def vm_types(self) -> tuple[VmType, ...]:
         """What KVM_CREATE_VM takes: what the kernel has, of what the platform can."""
         return tuple(t for t in self.profile.vm_types if t in PLATFORMS[self.platform])

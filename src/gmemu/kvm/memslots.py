@@ -26,7 +26,6 @@ __all__ = ["KVM_MEMSLOT_GMEM_ONLY", "KVM_MEMSLOT_INVALID", "Memslot", "Memslots"
 KVM_MEMSLOT_INVALID = 1 << 16
 KVM_MEMSLOT_GMEM_ONLY = 1 << 17
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
-MAX_GFN = (1 << 52 - PAGE_SHIFT) - 1
 _U64 = (1 << 64) - 1
 
 
@@ -263,8 +262,9 @@ def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot) -> None:
     """kvm_prepare_memory_region(): the dirty bitmap; then kvm_arch_prepare_memory_region()."""
     if new.flags & KVM_MEM_LOG_DIRTY_PAGES:
         new.dirty_bitmap = old.dirty_bitmap if old is not None and old.dirty_bitmap is not None else set()
-    if new.end_gfn - 1 > MAX_GFN:
-        raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}")
+    bits = vm.host.maxphyaddr
+    if new.end_gfn - 1 >> bits - PAGE_SHIFT:
+        raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}, of {bits} bits' worth of bytes")
     vm.arch.check_gfn(new.end_gfn - 1)
     vm.arch.prepare_memory_region(old, new)
 

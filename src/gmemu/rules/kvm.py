@@ -141,7 +141,7 @@ SLOT_OVERLAP = rule(
 SLOT_MAX_GFN = rule(
     "kvm.slot.max-gfn",
     EINVAL,
-    "the slot must end below what the MMU can map (52 bits of guest-physical address)",
+    "the slot must end within the machine's MAXPHYADDR (48 bits on AMD's, 52 on others)",
     _X86 + "kvm_arch_prepare_memory_region()",
 )
 DIRTY_SLOT = rule(

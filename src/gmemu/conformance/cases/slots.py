@@ -86,10 +86,18 @@ def sizes(b: Bench) -> None:
 @case("slots")
 def guest_addresses(b: Bench) -> None:
     vm, memory = b.vm(), b.anonymous(2 * PAGE)
-    for gpa in ADDRESSES:
+    end = 1 << b.gpa_bits
+    places = {f"{gpa:#x}": gpa for gpa in ADDRESSES}
+    places |= {
+        "before MAXPHYADDR": end - PAGE,
+        "at MAXPHYADDR": end,
+        "below half of it": (end >> 1) - PAGE,
+        "half of it": end >> 1,
+    }
+    for name, gpa in places.items():
         for pages in (1, 2):
             b.probe(
-                f"gpa {gpa:#x}, {pages} pages",
+                f"gpa {name}, {pages} pages",
                 lambda gpa=gpa, pages=pages: set_slot(
                     vm, guest_phys_addr=gpa, memory_size=pages * PAGE, userspace_addr=memory.address
                 ),

@@ -31,8 +31,9 @@ __all__ = ["MachineDoor", "boot"]
 _QEMU = "qemu-system-x86_64"
 _CMDLINE = "console=ttyS0 loglevel=6 panic=-1 reboot=t norandmaps pci=conf1 tsc=reliable tsc_early_khz=1000000 lpj=1000000"
 _ACCELERATION = ("-accel", "tcg,thread=single", "-icount", "shift=4")
-_CPU = "max,la57=off"
-"""With LA57, user space would end at 2^56; most machines haven't got it, and the emulation is like them."""
+_CPU = "max,la57=off,phys-bits=48"
+"""With LA57, user space would end at 2^56; most machines haven't got it, and the emulation is like them.  Physical addresses
+end where the emulated machine's do (`Host.maxphyaddr`), and so do slots."""
 
 _PR_SET_PDEATHSIG = 1
 _GOODBYE = 10.0
