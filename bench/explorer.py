@@ -35,7 +35,6 @@ class _Toy:
     def __init__(self, *bodies: Callable[[_Toy], None], locks: int = 1) -> None:
         self.runtime = ExploredRuntime()
         self.counter = self.runtime.atomic("counter")
-        self.mine = [self.runtime.atomic(f"mine{i}") for i in range(len(bodies))]
         self.locks = [self.runtime.mutex(f"m{i}") for i in range(locks)]
         for i, body in enumerate(bodies):
             self.runtime.spawn(f"t{i}", partial(body, self))

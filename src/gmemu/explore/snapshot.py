@@ -16,6 +16,7 @@ import mmap
 import random
 import sys
 import threading
+import time
 import types
 import weakref
 from collections import deque
@@ -51,6 +52,9 @@ _HASHES = tuple({type(hashlib.new(name)) for name in ("sha256", "sha384", "sha3_
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 """Locks of this interpreter: tasks don't leave one taken, as greenlets can't wait for it."""
+
+_SMALL = 1e-4
+"""seconds in which a world is set up that has little in it: putting one back gains little; an emulated host takes longer"""
 
 _PLAIN_BASES = (object, list, dict, set, Generic, Protocol)
 
@@ -227,7 +231,10 @@ class Worlds(Generic[W]):
         """A world as the set-up leaves it."""
         if self._cheap:
             self._cheap -= 1
+            start = time.perf_counter()
             self._world = self._build()
+            if not self.names and time.perf_counter() - start < _SMALL:
+                self._cheap = 60
             self.names = _names(self._world)
         elif self._snapshot is None and self._wanted and not self.why:
             self._first()
