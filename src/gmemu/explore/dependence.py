@@ -18,16 +18,6 @@ from ..sync.explored import Step
 
 __all__ = ["Analysis", "Event", "Reversal", "Unguarded"]
 
-_RELEASES = frozenset({"release", "release-shared"})
-
-_AFTER = {
-    "acquire": _RELEASES,
-    "acquire-shared": frozenset({"release"}),
-    "sync": _RELEASES,
-    "wait": _RELEASES,
-}
-"""Which releases a step comes after: what came before those came before it."""
-
 
 class Event:
     """A step that was taken.  `clock` and `sync` have by task the last position that came before it (its own among them);
@@ -110,37 +100,48 @@ class Analysis:
         domain = step.domain
         if domain < 0:
             clock = clock.copy()
-        elif step.kind in _RELEASES:
+            clock[task] = position
+            event = Event(position, task, step, clock, sync, held)
+            self.events.append(event)
+            mine.append(event)
+            return
+        there = self._domains.get(domain)
+        if there is None:
+            there = self._domains[domain] = []
+        if step.releases:
             clock, sync = clock.copy(), sync.copy()
             sync[task] = position
             for i in range(len(held) - 1, -1, -1):
                 if held[i].step.domain == domain:
                     held = held[:i] + held[i + 1 :]
                     break
-        else:
-            sync = self._synchronise(task, step, sync)
+        elif there:
+            if step.after is not None or not step.marked:
+                sync = self._synchronise(task, step, sync, there)
             if step.guard and self.unguarded is None:
                 self._check_guard(task, step, sync)
             clock = self._races(task, step, clock, found)
+        else:
+            clock = clock.copy()
         clock[task] = position
         event = Event(position, task, step, clock, sync, held)
-        if step.kind in ("acquire", "acquire-shared"):
-            self._note_order(event)
+        kind = step.kind
+        if kind == "acquire" or kind == "acquire-shared":
+            if held:
+                self._note_order(event)
             event.held = (*held, event)
-        elif step.kind == "enter":
+        elif kind == "enter":
             event.held = (*held, event)  # a reader of SRCU never waits
-        elif step.kind == "sync":
+        elif kind == "sync":
             self._note_order(event)
         self.events.append(event)
         mine.append(event)
-        if domain >= 0:
-            self._domains.setdefault(domain, []).append(event)
+        there.append(event)
 
     def _races(self, task: int, step: Step, before: list[int], found: list[Reversal]) -> list[int]:
         """The clock that `task` has when it takes `step`; `found` gets the races that this ends."""
         clock = before.copy()
-        kind, against, start, end = step.kind, step.against, step.start, step.end
-        after = _AFTER.get(kind)
+        against, start, end, after = step.against, step.start, step.end, step.after
         releases: list[Event] = []
         for event in reversed(self._domains.get(step.domain, ())):
             other = event.step
@@ -167,7 +168,7 @@ class Analysis:
         at, by = first.position, first.task
         later = []
         for event in self.events[at + 1 :]:
-            if event.clock[by] < at and event.step.kind not in _RELEASES:
+            if event.clock[by] < at and not event.step.releases:
                 later.append(event)
                 begins.setdefault(event.task, event)
         found = {
@@ -181,15 +182,12 @@ class Analysis:
             found.add(task)
         return frozenset(found or {task})
 
-    def _synchronise(self, task: int, step: Step, sync: list[int]) -> list[int]:
-        """What comes before a step by locks, SRCU and atomics alone."""
-        after = _AFTER.get(step.kind)
-        atomic = after is None and not isinstance(step.what, tuple)
-        if after is None and not atomic:
-            return sync
+    def _synchronise(self, task: int, step: Step, sync: list[int], there: list[Event]) -> list[int]:
+        """What comes before a step on a lock, SRCU or an atomic, of which `there` are the events so far, by those alone."""
+        after = step.after
         all_before = step.kind in ("sync", "wait")  # readers of SRCU end one by one
         copied = False
-        for event in reversed(self._domains.get(step.domain, ())):
+        for event in reversed(there):
             if event.step.kind in after if after else event.step.kind == "write":
                 if event.task != task:
                     if not copied:

@@ -36,6 +36,16 @@ _AGAINST: dict[str, frozenset[str]] = {
 
 _NONE: frozenset[str] = frozenset()
 
+_RELEASES = frozenset({"release", "release-shared"})
+
+_AFTER = {
+    "acquire": _RELEASES,
+    "acquire-shared": frozenset({"release"}),
+    "sync": _RELEASES,
+    "wait": _RELEASES,
+}
+"""Which releases a step comes after: what came before those came before it."""
+
 _GUARDED = {"data": "all", "attribute": "writes", "memslots": "writes", "slot-file": "writes"}
 """Marked state that a lock must guard: every access, or writes alone where readers go without a lock and look again."""
 
@@ -49,10 +59,24 @@ class Step:
     and of what nobody chooses release, release-shared.  `what` is a lock, an atomic, or what kernel code marks: ``(kind,
     object, page)``, or ``(kind, object, first, end)`` for a range.  Where it takes effect is worked out once: pages `start`
     to `end` of `domain`, a number that is the same in each run that came the same way (-1: it touches nothing).  One that
-    `decides` conflicts with every other in its place.
+    `decides` conflicts with every other in its place.  `after`: the kinds of releases that it comes after, if it waits for
+    any; `releases`: it's one itself.  `marked`: it's an access that kernel code marks, no lock or atomic.
     """
 
-    __slots__ = ("against", "decides", "domain", "end", "guard", "kind", "role", "start", "what")
+    __slots__ = (
+        "after",
+        "against",
+        "decides",
+        "domain",
+        "end",
+        "guard",
+        "kind",
+        "marked",
+        "releases",
+        "role",
+        "start",
+        "what",
+    )
 
     def __init__(
         self, kind: str, what: object, domain: int = -1, start: int = 0, end: int = _EVERYTHING, role: str = ""
@@ -60,7 +84,10 @@ class Step:
         self.kind, self.what, self.domain, self.start, self.end = kind, what, domain, start, end
         self.role = role or kind
         self.against = _AGAINST.get(self.role, _NONE)
+        self.after = _AFTER.get(kind)
         self.decides = kind == "write"
+        self.releases = kind in _RELEASES
+        self.marked = isinstance(what, tuple)
         self.guard = _GUARDED.get(what[0], "") if isinstance(what, tuple) else ""
 
     def conflicts(self, other: Step) -> bool:
