@@ -6,28 +6,46 @@ from __future__ import annotations
 import pytest
 
 from gmemu import PROFILES, BusError, Kvm, Vm, VmType
+from gmemu.api.arm64 import init_vcpu
+from gmemu.hw.el2.hypervisor import Owner
 from gmemu.launch.errors import LaunchError
 from gmemu.launch.footprint import PLATFORMS, footprint
+from gmemu.profiles.table import CONFIGURATIONS
 from gmemu.rules import KernelError
 from gmemu.uapi.mman import MADV_DONTNEED, PROT_READ
 
 PAGE, MIB = 4096, 1 << 20
-WAYS = [(p.name, name) for p in PROFILES.values() for name, kind in PLATFORMS.items() if kind in p.vm_types]
+KERNELS = {**PROFILES, **CONFIGURATIONS}
+WAYS = [
+    (p.name, name)
+    for p in KERNELS.values()
+    for name, kind in PLATFORMS.items()
+    if kind in p.vm_types and (p.name in PROFILES or name in ("cca", "pkvm"))
+]
 
 
 @pytest.mark.parametrize(("profile", "platform"), WAYS)
 def test_two_pools_take_twice_the_memory_and_one_doesnt(profile: str, platform: str) -> None:
-    size, kernel = 2 * MIB, PROFILES[profile]
+    size, kernel = 2 * MIB, KERNELS[profile]
     by_name = dict(footprint(kernel, platform, size))
     created, written, converted, used, back = (by_name[n] for n in ("created", "written", "converted", "used", "given back"))
     assert (created.shared, created.private, created.in_both_pools) == (0, 0, 0)
-    one_pool = kernel.in_place and (kernel.null_source or platform == "sw-protected")
-    if one_pool:
+    if platform == "pkvm" and kernel.protected_memory == "pinned":
+        one_pool, in_place = True, False
+        assert (written.shared, converted.shared, used.shared, used.pinned) == (size, size, 0, size)
+        assert size <= used.peak < size + size // 4
+    else:
+        one_pool = kernel.in_place and (kernel.null_source or platform == "sw-protected") and platform != "cca"
+        in_place = kernel.in_place
+    if one_pool and in_place and platform == "pkvm":
+        assert (written.shared, converted.shared, used.private) == (size, size, size)  # it converts as the guest touches it
+        assert size <= used.peak < size + size // 4
+    elif one_pool and in_place:
         assert (written.shared, written.private) == (size, 0)
         assert (converted.shared, converted.private) == (0, size)
         assert (used.shared, used.private, used.in_both_pools) == (0, size, 0)
         assert size <= used.peak < size + size // 4
-    else:
+    elif not one_pool:
         assert used.private == size
         assert used.in_both_pools == (0 if kernel.in_place else size)
         assert used.peak >= 2 * size
@@ -64,6 +82,35 @@ def test_a_vm_is_counted_by_itself() -> None:
             assert report.total == 4 * PAGE
         vms[0].delete_slot(0)
         assert vms[0].memory_report().total == 4 * PAGE  # memory is the file's, bound or not
+
+
+def test_firmwares_pages_are_what_else_left_the_hosts_world() -> None:
+    """By the granule protection table, and by what the hypervisor keeps of the host's pages."""
+    with Kvm.open(platform="arm") as kvm:
+        vm = kvm.create_vm(VmType.ARM_REALM)
+        vcpu = vm.cca.create_vcpu()
+        vm.cca.create_vgic()
+        gmem = vm.create_guest_memfd(8 * PAGE, 3)
+        memory = gmem.mmap()
+        vm.set_user_memory_region2(0, 0, 8 * PAGE, gmem=gmem, userspace_addr=memory.address)
+        gmem.make_private(0, 8 * PAGE)
+        vcpu.run(lambda cpu: cpu.load(0, 1))
+        report, gpt = vm.memory_report(), kvm.host.rmm.rmm.gpt
+        assert report.private == PAGE
+        assert report.firmware + report.private == sum(end - start for start, end, _ in gpt.realm.runs()) * PAGE
+    with Kvm.open("linux-7.3", platform="pkvm") as kvm:
+        vm = kvm.create_vm(VmType.ARM_PROTECTED)
+        with kvm.anonymous(4 * PAGE) as anonymous:
+            vm.set_user_memory_region2(0, 0, 4 * PAGE, userspace_addr=anonymous.address)
+            vcpu = vm.create_vcpu()
+            init_vcpu(vm, vcpu)
+            vcpu.run(lambda cpu: cpu.load(PAGE, 1))
+            report, pages = vm.memory_report(), kvm.host.pkvm.hypervisor.pages
+            assert (report.shared, report.private, report.pinned) == (0, PAGE, PAGE)
+            assert report.firmware == sum(e - s for s, e, entry in pages.runs() if entry.owner is Owner.HYP) * PAGE
+            assert report.firmware > 0
+            vcpu.close()
+            vm.close()
 
 
 def test_other_memory_behind_a_slot_is_shared() -> None:

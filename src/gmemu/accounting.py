@@ -24,9 +24,9 @@ class MemoryReport(NamedTuple):
     """A VM's memory, in bytes.  What is in both pools counts as shared and as private, as it takes memory twice."""
 
     shared: int
-    """guest_memfd pages that are shared, and pages of slots' user mappings that aren't guest_memfd's"""
+    """guest_memfd pages that are shared, and pages of slots' user mappings that are neither guest_memfd's nor given away"""
     private: int
-    """guest_memfd pages that are private"""
+    """guest_memfd pages that are private, and pages of user mappings that pKVM's host gave to the guest"""
     in_both_pools: int
     """guest frames that have memory of either kind"""
     pinned: int
@@ -60,7 +60,8 @@ def memory_report(vm: Vm) -> MemoryReport:
                 if inode.mapping.pages.covers(index, index + count, pfn - index):
                     continue  # the slot's user mapping is the guest_memfd itself
                 both += sum(end - start for start, end, _ in inode.mapping.pages.runs(index, index + count))
-            shared += count
+            donated = vm.arch.donated_pages(pfn, count)
+            shared, private = shared + count - donated, private + donated
             pinned += _pinned(vm, pfn, pfn + count)
     pages = shared, private, both, pinned, vm.arch.firmware_pages(), memmap.peak_allocated
     return MemoryReport(*(count << PAGE_SHIFT for count in pages))

@@ -59,6 +59,16 @@ def test_ignores_len() -> None:
     )
 
 
+def test_ignores_size() -> None:
+    """A realm that isn't what it was to be, by its RIM."""
+    kind, why = found("ignores_size", lambda order: order.what is What.SIGNAL)[
+        "signal during=KVM_ARM_RMI_POPULATE call=1 at=page"
+    ]
+    assert kind == "untrue"
+    assert why.startswith("it ended as if all had gone well, but ")
+    assert "measurement" in why
+
+
 def test_ignores_error_offset() -> None:
     findings = found("ignores_error_offset")
     assert findings[f"ref offset=0x0 during={CONVERT} call=4"] == (

@@ -202,7 +202,9 @@ def _add_rules(commands: Commands) -> None:
 
 def _add_stat(commands: Commands) -> None:
     stat = command(commands, "stat", "where a guest's memory is while all of it goes from shared to private")
-    stat.add_argument("--platform", choices=("sw-protected", "snp", "tdx"), default="sw-protected", help="what guest it is")
+    stat.add_argument(
+        "--platform", choices=("sw-protected", "snp", "tdx", "cca", "pkvm"), default="sw-protected", help="what guest it is"
+    )
     stat.add_argument("--size", metavar="N", type=number, default=16 << 20, help="its memory in bytes (default: 16 MiB)")
     stat.add_argument(
         "--profile",

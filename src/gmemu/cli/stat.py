@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PROFILES", "stat"]
 
 DEFAULT_PROFILES = ("linux-7.3", "inplace-v13")
+_THAT_CAN = {"cca": ("linux-7.3-cca", "inplace-v13"), "pkvm": ("linux-7.3", "inplace-v13-pkvm")}
 _COLUMNS = ("shared", "private", "in_both_pools", "pinned", "firmware", "peak")
 
 
 def stat(args: Namespace) -> Outcome:
     """`gmemu stat`."""
-    profiles = [profile_named(name) for name in args.profile or DEFAULT_PROFILES]
+    profiles = [profile_named(name) for name in args.profile or _THAT_CAN.get(args.platform, DEFAULT_PROFILES)]
     runs = [(profile, footprint(profile, args.platform, args.size)) for profile in profiles]
     data = {
         "simulated": True,
@@ -37,7 +38,8 @@ def stat(args: Namespace) -> Outcome:
 
         parts = []
         for profile, stages in runs:
-            head = f"{args.platform}, {_size(args.size)}, {profile.name}: {profile.conversion_call}"
+            how = "the guest's touch" if args.platform == "pkvm" else profile.conversion_call
+            head = f"{args.platform}, {_size(args.size)}, {profile.name}: {how}"
             rows = [(s.name, *(_size(getattr(s.report, column)) for column in _COLUMNS)) for s in stages]
             parts.append(style.bold(head) + "\n")
             parts.append(table(rows, ("when", "shared", "private", "in both", "pinned", "firmware", "peak"), style=style))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..check import check_host
 from ..hw.memory import PAGE_SHIFT
 from ..invariants import InvariantViolation
+from ..kvm.arch.cca import CcaState, CcaVm
 from ..kvm.arch.snp import SnpVm
 from ..kvm.arch.tdx import TdxVm
 from ..kvm.guest_memfd.file import GmemFile
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from ..kvm.vm import Vm
 
 __all__ = ["Achieved", "Judge", "Verdict"]
+
+
+_POPULATE = ("SNP_LAUNCH_UPDATE", "KVM_ARM_RMI_POPULATE")
+"""Calls that measure all that they say they did, or nothing."""
 
 
 class Verdict(NamedTuple):
@@ -51,6 +56,9 @@ class Judge(Observer):
         self._private: dict[int, tuple[tuple[int, int], ...]] = {}
         self._before: dict[int, tuple[tuple[int, int], ...]] = {}
         self._digest = ""
+        """when the call began; none before a realm's first KVM_ARM_RMI_POPULATE, which makes it"""
+        self._active: set[int] = set()
+        """realms that have been activated, which is no call of its own"""
         self._last: deque[tuple[str, int]] = deque(maxlen=1_000)
         """the last calls with their errnos, for people"""
 
@@ -75,7 +83,7 @@ class Judge(Observer):
     def call_begins(self, call: Call) -> None:
         if call.is_conversion and isinstance(call.file, GmemFile):
             self._before[id(call)] = _private(call.file)
-        if call.name == "SNP_LAUNCH_UPDATE" and call.vm is not None:
+        if call.name in _POPULATE and call.vm is not None:
             self._digest = _measurement(call.vm)[0]
         if call.vcpu is not None and call.name == "KVM_RUN":
             self._check_answer(call.vcpu)
@@ -92,9 +100,12 @@ class Judge(Observer):
                 self._private[call.file.gmem_inode.ino] = after
         vm = call.vm
         if vm is not None and not vm.vm_bugged:
-            if call.name == "SNP_LAUNCH_UPDATE" and errno and _measurement(vm)[0] != self._digest:
-                self.found("failed-call", f"LAUNCH_UPDATE failed with {errno_name(errno)}, and was measured")
+            if call.name in _POPULATE and errno and self._digest and _measurement(vm)[0] != self._digest:
+                self.found("failed-call", f"{call.name} failed with {errno_name(errno)}, and was measured")
             if call.name in ("SNP_LAUNCH_FINISH", "FINALIZE_VM") and not errno:
+                self._launches.append(_measurement(vm))
+            if isinstance(vm.arch, CcaVm) and vm.arch.state is CcaState.ACTIVE and vm.number not in self._active:
+                self._active.add(vm.number)
                 self._launches.append(_measurement(vm))
         if call.fired:
             self._check(call.host, f"after {call.name}")
@@ -146,6 +157,8 @@ def _measurement(vm: Vm) -> tuple[str, int]:
         context = vm.arch.platform.psp.contexts.get(vm.arch.snp_context)
         pages = sum(e - s for s, e, entry in vm.arch.platform.rmp.entries.runs() if entry.asid == vm.arch.asid)
         return (context.ld.value.hex() if context is not None else ""), pages
+    if isinstance(vm.arch, CcaVm) and vm.arch.rd in vm.arch.platform.rmm.realms:
+        return vm.arch.platform.rmm.realms[vm.arch.rd].measurement.hex(), 0  # its RIM has each page's place
     if isinstance(vm.arch, TdxVm) and vm.arch.tdr in vm.arch.module.tds:
         td = vm.arch.module.tds[vm.arch.tdr]
         return (td.measurement or b"").hex(), sum(e - s for s, e, _ in vm.arch.sept.leaves.runs())

@@ -153,6 +153,10 @@ class VmArch:
     def check(self) -> None:
         """Raise `InvariantViolation` if what the VM type keeps besides the nested page table is out of order."""
 
+    def donated_pages(self, pfn: int, count: int) -> int:
+        """How many of these pages, which are behind a slot's user mapping, the host gave away (pKVM)."""
+        return 0
+
     def firmware_pages(self) -> int:
         """How many pages the trusted entity has for the VM, besides the guest's memory."""
         return 0

@@ -18,7 +18,7 @@ from ...rules import cca as rules
 from ...uapi.kvm import KVM_MEM_LOG_DIRTY_PAGES, KVM_SET_MEMORY_ATTRIBUTES2_ZERO, VmType
 from ...uapi.kvm_arm64 import KVM_ARM_RMI_POPULATE
 from ...uapi.kvm_x86 import PFERR_GUEST_ENC_MASK, PFERR_PRIVATE_ACCESS
-from ...uapi.rmi import Hipas
+from ...uapi.rmi import GranuleState, Hipas
 from ..guest_memfd.invalidate import Filter
 from .arm64 import ArmVm
 from .cca_exits import handle_exit
@@ -131,6 +131,11 @@ class CcaVm(ArmVm):
         """Tables, granules, the GPT and the attributes agree."""
         if self.rd in self.platform.rmm.realms and not self.vm.vm_bugged:
             self.rtt.check()
+
+    def firmware_pages(self) -> int:
+        """RD, tables, RECs with what they need besides: every granule of the realm's that isn't its memory."""
+        runs = self.platform.rmm.granules.entries.runs()
+        return sum(e - s for s, e, entry in runs if entry.rd == self.rd and entry.state is not GranuleState.DATA)
 
     # Running
 

@@ -110,6 +110,14 @@ class _HypVm(ArmVm):
         """Take the guest's pages back."""
         raise NotImplementedError
 
+    def donated_pages(self, pfn: int, count: int) -> int:
+        return sum(not self.hypervisor.host_may_access(page, 1) for page in range(pfn, pfn + count))
+
+    def firmware_pages(self) -> int:
+        """What was donated to the hypervisor: for the VM and its vCPUs, their memcaches, and the stage 2 tables."""
+        caches = sum(len(vcpu.memcache) for vcpu in self.hyp_vcpus.values())
+        return len(self.hyp_vm.metadata) + len(self.hyp_vm.tables) + caches
+
     def check(self) -> None:
         self.hypervisor.check()
 
