@@ -9,13 +9,29 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+from .options import Options, Progress, Result, Watch
 from .program import Program, explore_program
 from .runs import replay
-from .search import Options, Result, explore
+from .saved import Saved
+from .search import explore
 from .trace import Trace, record
 from .verdict import Kind, Outcome
 
-__all__ = ["Kind", "Options", "Outcome", "Program", "Result", "Trace", "explore", "explore_program", "record", "replay"]
+__all__ = [
+    "Kind",
+    "Options",
+    "Outcome",
+    "Program",
+    "Progress",
+    "Result",
+    "Saved",
+    "Trace",
+    "Watch",
+    "explore",
+    "explore_program",
+    "record",
+    "replay",
+]
 
 
 class _Callable(ModuleType):

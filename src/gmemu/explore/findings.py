@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice, permutations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from .dependence import Analysis
 from .locks import Circle, Edge, lock_order
@@ -15,21 +15,14 @@ from .verdict import Kind, Outcome
 
 if TYPE_CHECKING:
     from ..sync.explored import Taken
+    from .options import Options, Result
     from .runs import World
-    from .search import Options, Result
+    from .saved import Orders
 
-__all__ = ["Orders", "reported"]
+__all__ = ["reported"]
 
 _SEQUENTIAL = 24
 """Orders of whole tasks that are tried when a circle of locks is to be shown by one run."""
-
-
-class Orders(NamedTuple):
-    """In what order locks were taken: by (lock held, lock taken) the task and the positions of both acquisitions, and the
-    choices of a run that shows it."""
-
-    edges: dict[Edge, tuple[int, int, int]]
-    runs: dict[Edge, tuple[int, ...]]
 
 
 def reported(

@@ -1,143 +1,102 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A search by several processes, which comes to the same verdict and the same counts as by one.
 
-The tree of choices is cut at some depth.  What stands below a cut is explored by a worker, as a function of nothing but the
-way there: for each choice on it which task was chosen, and which were tried before.  It returns its counts and what its
-races ask to be tried further up.  The coordinator walks the tree above the cut in the order that one process would, and
-takes each subtree's result as it comes to it; meanwhile workers explore what is bound to be asked for later.  So who
-finished first makes no difference, and the work of a process that died is handed out again.
+The coordinator has the upper end of the path; what hangs below it, and below what else is to be tried along it, is searched
+in parts by workers (`parts`).  It takes their results in the order in which one process would have come by them, so who
+finished first makes no difference; and as a part depends on nothing but the way there, that of a worker that died is done
+again.  When there is too little to hand out the coordinator takes more of the path for itself.
 """
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Hashable
+from concurrent.futures import FIRST_COMPLETED as FIRST
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-from .findings import Orders, reported
+from .findings import reported
+from .options import Options, Progress, Result, Watch
+from .parts import Item, Part, Point, explore_part
 from .runs import World
-from .search import Options, Result, Search, explore, result_of
+from .saved import Choice, Frontier, Orders, Saved
+from .search import explore, share_done
 from .snapshot import Worlds
-from .verdict import Kind, Outcome
+from .verdict import Outcome
 
-__all__ = ["Engine", "Progress", "explore_parallel"]
-
-_Way = tuple[tuple[int, tuple[int, ...]], ...]
-"""For each choice: the task, and those tried before it."""
+__all__ = ["Engine", "Processes", "explore_parallel"]
 
 _TRIES = 3
-"""How often the workers may die before the search gives up."""
-
-
-class _Point(NamedTuple):
-    """A choice above the cut, as a worker came by it."""
-
-    chosen: int
-    enabled: tuple[int, ...]
-    sleep: tuple[int, ...]
-    preemptions: int
-    before: int
-    """the task that ran before, -1 at the beginning"""
-
-
-class _Subtree(NamedTuple):
-    """What became of what stands below a way."""
-
-    points: tuple[_Point, ...]
-    wanted: tuple[tuple[int, int, frozenset[int]], ...]
-    """(depth, task, initials): what races ask to be tried above the cut"""
-    schedules: int
-    steps: int
-    states: frozenset[object]
-    bound: str
-    orders: dict[tuple[str, str], tuple[tuple[int, int, int], tuple[int, ...]]]
-    kind: Kind | None
-    detail: str
-    choices: tuple[int, ...]
-
-
-class Progress(NamedTuple):
-    """How far a search is: schedules run, seconds since it began, and the share of the tree that is known to be done."""
-
-    schedules: int
-    seconds: float
-    depth: int
-    share: float
+"""How often workers may die before the search gives up."""
+_AHEAD = 64
+"""Parts a worker that may wait for their turn."""
 
 
 class Engine(Protocol):
-    """Where subtrees are explored."""
+    """Where parts are searched."""
 
-    def submit(self, work: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Begin `work`."""
+    workers: int
+    seconds: float
+    """how long a part should take"""
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def submit(self, item: Item) -> Future[Part]:
+        """Begin it."""
+
+    def restart(self) -> None:
+        """A worker was lost, and with it whatever was begun (`BrokenExecutor`): have others."""
+
+    def close(self) -> None:
         """No more."""
+
+
+class Processes:
+    """Processes of this machine, forked from this one."""
+
+    seconds = 0.05
+
+    def __init__(self, build: Callable[[], World], options: Options, workers: int) -> None:
+        self.workers = workers
+        self._given = build, options
+        self.restart()
+
+    def restart(self) -> None:
+        """A new pool; the old one, if there was one, is broken."""
+        self._pool = ProcessPoolExecutor(self.workers, get_context("fork"), _begin_worker, self._given)
+
+    def submit(self, item: Item) -> Future[Part]:
+        """Into the pool's queue."""
+        return self._pool.submit(_explore_here, item)
+
+    def close(self) -> None:
+        """What was begun comes to its end, which is soon; nobody waits for it."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 _worker: dict[str, Any] = {}
 
 
 def _begin_worker(build: Callable[[], World], options: Options) -> None:
-    _worker["build"], _worker["options"], _worker["worlds"] = build, options, Worlds(build, options.restore)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator's affair
+    _worker["options"], _worker["worlds"] = options, Worlds(build, options.restore)
 
 
-def _explore_here(way: _Way, cut: int) -> _Subtree:
-    """In a worker process: one subtree."""
-    return _explore_subtree(_worker["worlds"], _worker["options"], way, cut)
-
-
-def _explore_subtree(worlds: Worlds[World], options: Options, way: _Way, cut: int) -> _Subtree:
-    search = Search(worlds, options)
-    search.forced = way
-    search.base = cut
-    error: Exception | None = None
-    while True:
-        error = search.run()
-        if search.base > len(search.path):
-            search.base = len(search.path)
-        if error is not None and options.stop_at_violation:
-            break
-        error = None
-        if not search.backtrack():
-            break
-    points = tuple(
-        _Point(
-            node.chosen if depth >= len(way) else way[depth][0],
-            tuple(node.enabled),
-            tuple(node.sleep),
-            node.preemptions,
-            search.path[depth - 1].chosen if depth else -1,
-        )
-        for depth, node in enumerate(search.path[: search.base])
-    )
-    result = result_of(search, error)
-    orders = {pair: (at, search.order_at[pair]) for pair, at in search.analysis.order.items()}
-    return _Subtree(
-        points,
-        tuple(search.wanted),
-        search.schedules,
-        search.steps,
-        frozenset(search.states),
-        search.bound,
-        orders,
-        result.kind,
-        result.detail,
-        result.choices,
-    )
+def _explore_here(item: Item) -> Part:
+    """In a worker process."""
+    return explore_part(_worker["worlds"], _worker["options"], item)
 
 
 class _Above:
-    """A choice above the cut: what was tried, and what is to be."""
+    """A choice above the workers: what was tried, and what is to be."""
 
-    def __init__(self, point: _Point) -> None:
+    def __init__(self, point: Point) -> None:
         self.point = point
-        self.chosen = point.chosen
-        self.done: list[int] = []
-        self.todo: list[int] = []
+        self.chosen, self.done, self.todo = point.chosen, list(point.done), list(point.todo)
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.chosen, tuple(self.done), tuple(self.todo))
 
     def reverse(self, task: int, initials: frozenset[int]) -> None:
         """As `Search.reverse`."""
@@ -155,34 +114,61 @@ class _Above:
             self.todo += [t for t in enabled if t not in known]
 
 
-class _Coordinator:
-    def __init__(self, options: Options, cut: int) -> None:
-        self.options, self.cut = options, cut
+class _Tree:
+    """The upper end of the path, and the frontier below it of the part that is searched now."""
+
+    def __init__(self, options: Options, begin: Saved) -> None:
+        self.options = options
         self.path: list[_Above] = []
-        self.schedules = self.steps = 0
-        self.states: set[object] = set()
+        self.inner: tuple[Point, ...] = ()
+        self.begun: Frontier = begin.frontier
         self.bound = ""
-        self.orders: dict[tuple[str, str], tuple[tuple[int, int, int], tuple[int, ...]]] = {}
 
     @property
-    def way(self) -> _Way:
-        return tuple((above.chosen, tuple(above.done)) for above in self.path)
+    def frontier(self) -> Frontier:
+        """Where the whole search is."""
+        return (*(above.choice for above in self.path), *self._inner)
 
-    def take(self, found: _Subtree) -> None:
-        """Count a subtree in, and note what it asks for."""
-        for point in found.points[len(self.path) :]:
-            above = _Above(point)
-            if not self.options.reduce:
-                above.todo = [task for task in point.enabled if task != point.chosen]
-            self.path.append(above)
-        for depth, task, initials in found.wanted:
+    @property
+    def _inner(self) -> Frontier:
+        return tuple(Choice(*point[:3]) for point in self.inner) or self.begun
+
+    @property
+    def item(self) -> Item:
+        """What comes next."""
+        return Item(tuple(Choice(above.chosen, tuple(above.done)) for above in self.path), self._inner)
+
+    def take(self, part: Part) -> bool:
+        """What came next came to this.  Whether anything is left."""
+        for depth, task, initials in part.wanted:
             self.path[depth].reverse(task, initials)
-        self.schedules += found.schedules
-        self.steps += found.steps
-        self.states |= found.states
-        self.bound = self.bound or found.bound
-        for pair, seen in found.orders.items():
-            self.orders.setdefault(pair, seen)
+        self.inner, self.begun = part.points, ()
+        return not part.finished or self._backtrack()
+
+    def after(self, item: Item, part: Part) -> Item | None:
+        """What comes next below the way of an item that came to `part`."""
+        return None if part.finished else Item(item.way, tuple(Choice(*point[:3]) for point in part.points))
+
+    def split(self) -> None:
+        """Take more of the path: as far as the next choice at which something is left to try."""
+        for number, point in enumerate(self.inner):
+            if point.todo:
+                self.path += [_Above(taken) for taken in self.inner[: number + 1]]
+                self.inner = self.inner[number + 1 :]
+                return
+
+    def ahead(self) -> list[Item]:
+        """What is bound to come later, soonest first."""
+        items: list[Item] = []
+        way = self.item.way
+        for depth in range(len(self.path) - 1, -1, -1):
+            above = self.path[depth]
+            done = [*above.done, above.chosen]
+            for task in above.todo:
+                if self._allowed(depth, task):
+                    items.append(Item((*way[:depth], Choice(task, tuple(done)))))
+                    done.append(task)
+        return items
 
     def _allowed(self, depth: int, task: int) -> bool:
         point, most = self.path[depth].point, self.options.max_preemptions
@@ -191,8 +177,9 @@ class _Coordinator:
         preempts = point.before >= 0 and point.before != task and point.before in point.enabled
         return most is None or point.preemptions + preempts <= most
 
-    def backtrack(self) -> bool:
+    def _backtrack(self) -> bool:
         """As `Search.backtrack`."""
+        self.inner = ()
         while self.path:
             above = self.path[-1]
             above.done.append(above.chosen)
@@ -206,28 +193,213 @@ class _Coordinator:
             self.path.pop()
         return False
 
-    def ahead(self) -> list[_Way]:
-        """Ways that are bound to be asked for, soonest first."""
-        ways: list[_Way] = []
-        way = self.way
-        for depth in range(len(self.path) - 1, -1, -1):
-            above = self.path[depth]
-            done = [*above.done, above.chosen]
-            for task in above.todo:
-                if self._allowed(depth, task):
-                    ways.append((*way[:depth], (task, tuple(done))))
-                    done.append(task)
-        return ways
+    @property
+    def share(self) -> float:
+        """How much of the tree is done."""
+        return share_done(self.frontier)
+
+
+class _Draws:
+    """Schedules that are drawn by number: any of them may be drawn ahead."""
+
+    bound = ""
+    frontier: Frontier = ()
+    size = 50
+
+    def __init__(self, options: Options, begin: Saved) -> None:
+        self.item = Item(drawn=begin.schedules, limit=self.size)
+        self.most = options.max_schedules
+        self.ways = 0
+
+    def take(self, part: Part) -> bool:
+        """On to the next."""
+        self.item = self.item._replace(drawn=self.item.drawn + part.schedules)
+        return True
+
+    def after(self, item: Item, part: Part) -> Item | None:
+        """What follows is an item of its own."""
+        return None
+
+    def split(self) -> None:
+        """There is always enough."""
+
+    def ahead(self) -> list[Item]:
+        """The next hundred."""
+        numbers = (self.item.drawn + self.size * n for n in range(1, 100))
+        return [self.item._replace(drawn=n) for n in numbers if self.most is None or n < self.most]
 
     @property
     def share(self) -> float:
-        """How much of the tree, as far as it's known, is done."""
-        done, weight = 0.0, 1.0
-        for above in self.path:
-            known = len(above.done) + 1 + len(above.todo)
-            done += weight * len(above.done) / known
-            weight /= known
-        return done
+        """Of the schedules that were asked for."""
+        return min(self.item.drawn / self.most, 1.0) if self.most else 0.0
+
+
+class _Job:
+    """All parts of one way, one after the other: those that wait for their turn, and the one that is searched."""
+
+    def __init__(self, item: Item) -> None:
+        self.item: Item | None = item
+        """the next; None when it's over"""
+        self.parts: list[tuple[Item, Part]] = []
+        self.future: Future[Part] | None = None
+
+
+class _Coordinator:
+    def __init__(self, build: Callable[[], World], options: Options, begin: Saved, watch: Watch) -> None:
+        self.build, self.options, self.watch = build, options, watch
+        self.start = time.monotonic() - begin.seconds
+        self.plan: _Tree | _Draws = (_Tree if options.strategy == "exhaustive" else _Draws)(options, begin)
+        self.schedules, self.steps, self.bound = begin.schedules, begin.steps, begin.bound
+        self.states = set(begin.states)
+        self.orders = Orders({**begin.orders.edges}, {**begin.orders.runs})
+        self.worlds: Worlds[World] = Worlds(build, options.restore)
+        self.jobs: dict[Hashable, _Job] = {}
+        self.outcome: Outcome | None = None
+        self.violation: dict[str, Any] = {}
+        self.stopped = ""
+        self._report = time.monotonic() + watch.every
+
+    def run(self, alone: float, engine: Callable[[], Engine]) -> None:
+        """Until there's an outcome."""
+        first = self.plan.item._replace(seconds=self._seconds(alone))
+        self.take(first, explore_part(self.worlds, self.options, first))
+        if self.outcome is not None:
+            return
+        running = engine()
+        try:
+            tries = _TRIES
+            while self.outcome is None:
+                tries -= self._collect(running)
+                if not tries:
+                    raise RuntimeError(f"workers died {_TRIES} times: is there a run that takes its process down?")
+        finally:
+            running.close()
+
+    def _collect(self, engine: Engine) -> bool:
+        """Have everybody do something, and take what is ready.  Whether workers were lost."""
+        try:
+            self._hand_out(engine)
+        except BrokenExecutor:
+            self._restart(engine)
+            return True
+        running = {job.future: job for job in self.jobs.values() if job.future is not None}
+        done, _ = wait(running, timeout=0.1, return_when=FIRST)
+        lost = any(isinstance(future.exception(), BrokenExecutor) for future in done)
+        for future in done:
+            job = running[future]
+            job.future = None
+            if job.item is not None and not isinstance(future.exception(), BrokenExecutor):
+                part = future.result()
+                job.parts.append((job.item, part))
+                job.item = None if part.kind is not None else self.plan.after(job.item, part)
+        if lost:
+            self._restart(engine)
+        self._take_all(engine)
+        self._look()
+        return lost
+
+    def _restart(self, engine: Engine) -> None:
+        for job in self.jobs.values():
+            job.future = None  # broken too, or soon
+        engine.restart()
+
+    def _seconds(self, seconds: float) -> float:
+        """Schedules that are drawn are handed out by number."""
+        return float("inf") if isinstance(self.plan, _Draws) else seconds
+
+    def _key(self, item: Item) -> Hashable:
+        return item.drawn if isinstance(self.plan, _Draws) else item.way
+
+    def _hand_out(self, engine: Engine) -> None:
+        """Items to workers, those first that come first."""
+        busy = sum(job.future is not None for job in self.jobs.values())
+        waiting = sum(len(job.parts) for job in self.jobs.values())
+        items = [self.plan.item]
+        if waiting < _AHEAD * engine.workers:
+            items += self.plan.ahead()
+        for item in items:
+            if busy >= 2 * engine.workers:
+                break
+            job = self.jobs.setdefault(self._key(item), _Job(item))
+            if job.future is None and job.item is not None:
+                job.future = engine.submit(job.item._replace(seconds=self._seconds(engine.seconds)))
+                busy += 1
+
+    def _take_all(self, engine: Engine) -> None:
+        """Whatever has its turn."""
+        while self.outcome is None:
+            key = self._key(self.plan.item)
+            job = self.jobs.get(key)
+            if job is None or not job.parts:
+                return
+            item, part = job.parts.pop(0)
+            left = None if self.options.max_schedules is None else self.options.max_schedules - self.schedules
+            if left is not None and part.schedules > left:
+                item = item._replace(limit=left)
+                part = explore_part(self.worlds, self.options, item)
+            self.take(item, part)
+            if not job.parts and job.future is None and job.item is None:
+                del self.jobs[key]
+            elif not job.parts and job.future is None and self._is_scarce(engine):
+                del self.jobs[key]
+                self.plan.split()
+
+    def _is_scarce(self, engine: Engine) -> bool:
+        jobs = (self.jobs.get(self._key(item)) for item in self.plan.ahead())
+        return sum(job is None or job.item is not None for job in jobs) < 2 * engine.workers
+
+    def take(self, item: Item, part: Part) -> None:
+        """Count a part in whose turn it is."""
+        self.schedules += part.schedules
+        self.steps += part.steps
+        self.states |= part.states
+        self.bound = self.bound or part.bound
+        for pair, at in part.orders.edges.items():
+            self.orders.edges.setdefault(pair, at)
+            self.orders.runs.setdefault(pair, part.orders.runs[pair])
+        if part.kind is not None:
+            self.violation = {"kind": part.kind, "detail": part.detail, "choices": part.choices}
+            self.outcome = Outcome.VIOLATED
+            return
+        if not self.plan.take(part):
+            self.bound = self.bound or self.plan.bound
+            self.outcome = Outcome.INCOMPLETE if self.bound else Outcome.EXHAUSTED
+            return
+        if self.options.max_schedules is not None and self.schedules >= self.options.max_schedules:
+            self.stopped, self.outcome = "schedules", Outcome.INCOMPLETE
+        self._look()
+
+    def _look(self) -> None:
+        """At the clock, and at whoever looks on."""
+        now = time.monotonic()
+        if self.outcome is None and self.options.max_seconds is not None and now - self.start > self.options.max_seconds:
+            self.stopped, self.outcome = "seconds", Outcome.INCOMPLETE
+        if self.outcome is None and self.watch.stop is not None and self.watch.stop():
+            self.stopped, self.outcome = "interrupted", Outcome.INCOMPLETE
+        if self.watch.progress is not None and now >= self._report:
+            self._report = now + self.watch.every
+            depth = len(self.plan.frontier)
+            self.watch.progress(Progress(self.schedules, now - self.start, depth, self.plan.share))
+
+    def result(self) -> Result:
+        """The counts, and what it came to."""
+        assert self.outcome is not None
+        bound = self.bound or self.plan.bound
+        left = None
+        if self.stopped:
+            spent = time.monotonic() - self.start
+            counts = self.schedules, self.steps, spent, frozenset(self.states), bound, self.orders
+            left = Saved(self.plan.frontier, *counts)
+        return Result(
+            self.outcome,
+            self.schedules,
+            self.steps,
+            0,
+            frozenset(self.states),
+            bound=self.stopped or bound,
+            left=left,
+            **self.violation,
+        )
 
 
 def explore_parallel(
@@ -235,85 +407,25 @@ def explore_parallel(
     jobs: int,
     options: Options | None = None,
     *,
-    engine: Callable[[], Engine] | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    cut: int | None = None,
+    begin: Saved | None = None,
+    watch: Watch | None = None,
+    engine: Callable[[Callable[[], World], Options, int], Engine] = Processes,
+    alone: float = 0.03,
     **more: Any,
 ) -> Result:
-    """`search.explore` by `jobs` processes of this machine, or by the workers of an `engine`.
+    """`search.explore` by `jobs` processes of this machine, or by the workers of another `engine`.
 
-    `cut` is the depth (choices) at which subtrees are handed out: by default half of the first run's.  `progress` is told
-    after each subtree.
+    For the first seconds the search goes on `alone`: most are done by then.
     """
     options = (options or Options())._replace(**more)
-    start = time.monotonic()
-    worlds = Worlds(build, options.restore)
-    if cut is None:
-        first = Search(worlds, options)
-        first.run()
-        cut = max(len(first.path) // 2, 1)
-    names = worlds.names
-    worlds.close()
-
-    def begin() -> Engine:
-        if engine is not None:
-            return engine()
-        return ProcessPoolExecutor(jobs, get_context("fork"), _begin_worker, (build, options))
-
-    coordinator = _Coordinator(options, cut)
-    violation: dict[str, Any] = {}
-    outcome = Outcome.EXHAUSTED
-    running = begin()
-    futures: dict[_Way, Future[_Subtree]] = {}
-    tries = _TRIES
+    if options.strategy != "exhaustive" and options.max_schedules is None and options.max_seconds is None:
+        raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")
+    begin = begin or Saved()
+    coordinator = _Coordinator(build, options, begin, watch or Watch())
     try:
-        while True:
-            way = coordinator.way
-            try:
-                if way not in futures:
-                    futures[way] = running.submit(_explore_here, way, cut)
-                found = futures[way].result()
-            except BrokenProcessPool:
-                tries -= 1
-                if not tries:
-                    raise
-                running.shutdown(wait=False)
-                running = begin()
-                futures = {w: f for w, f in futures.items() if f.done() and f.exception() is None}
-                continue
-            del futures[way]
-            coordinator.take(found)
-            if found.kind is not None:
-                violation = {"kind": found.kind, "detail": found.detail, "choices": found.choices}
-                outcome = Outcome.VIOLATED
-                break
-            if progress is not None:
-                spent = time.monotonic() - start
-                progress(Progress(coordinator.schedules, spent, len(coordinator.path), coordinator.share))
-            if not coordinator.backtrack():
-                outcome = Outcome.INCOMPLETE if coordinator.bound else Outcome.EXHAUSTED
-                break
-            if options.max_seconds is not None and time.monotonic() - start > options.max_seconds:
-                coordinator.bound, outcome = "seconds", Outcome.INCOMPLETE
-                break
-            for soon in (coordinator.way, *coordinator.ahead()):
-                if len(futures) >= 3 * jobs:
-                    break
-                if soon not in futures:
-                    futures[soon] = running.submit(_explore_here, soon, cut)
+        coordinator.run(alone, lambda: engine(build, options, jobs))
     finally:
-        running.shutdown(wait=False, cancel_futures=True)
-    counts = Result(
-        outcome,
-        coordinator.schedules,
-        coordinator.steps,
-        time.monotonic() - start,
-        frozenset(coordinator.states),
-        bound=coordinator.bound,
-        **violation,
-    )
-    orders = Orders(
-        {pair: at for pair, (at, _) in coordinator.orders.items()},
-        {pair: run for pair, (_, run) in coordinator.orders.items()},
-    )
-    return reported(build, options, counts, orders, names, lambda few: explore(build, few, minimise=False))
+        coordinator.worlds.close()
+    result, names = coordinator.result(), coordinator.worlds.names
+    result = reported(build, options, result, coordinator.orders, names, lambda few: explore(build, few, minimise=False))
+    return result._replace(seconds=time.monotonic() - coordinator.start)

@@ -18,14 +18,23 @@ __all__ = ["STRATEGIES", "Pct", "Pos", "RandomWalk", "Sampler"]
 
 
 class Sampler(ABC):
-    """Draws one schedule after the other."""
+    """Draws schedules.  What the n-th is depends on the seed, on n and on the length of the first, so
+    that they may be drawn in parts."""
 
     def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
+        self.steps = 1
+        """choices in the run of number 0"""
+
+    def begin(self, number: int, tasks: int) -> None:
+        """Another run, the `number`-th, of so many tasks."""
+        self.random.seed(f"{self.seed}/{number}")
+        self.prepare(tasks)
 
     @abstractmethod
-    def begin(self, tasks: int, steps: int) -> None:
-        """Another run, of so many tasks and, by those so far, at most so many steps."""
+    def prepare(self, tasks: int) -> None:
+        """What is drawn before a run."""
 
     @abstractmethod
     def pick(self, able: list[Thread]) -> int:
@@ -35,7 +44,7 @@ class Sampler(ABC):
 class RandomWalk(Sampler):
     """At each step, whoever."""
 
-    def begin(self, tasks: int, steps: int) -> None:
+    def prepare(self, tasks: int) -> None:
         pass
 
     def pick(self, able: list[Thread]) -> int:
@@ -49,9 +58,9 @@ class Pct(Sampler):
         super().__init__(seed)
         self.depth = depth
 
-    def begin(self, tasks: int, steps: int) -> None:
+    def prepare(self, tasks: int) -> None:
         self._priority = [self.depth + rank for rank in self.random.sample(range(tasks), tasks)]
-        self._changes = {self.random.randrange(max(steps, 1)): low for low in range(self.depth - 1)}
+        self._changes = {self.random.randrange(self.steps): low for low in range(self.depth - 1)}
         self._at = 0
 
     def pick(self, able: list[Thread]) -> int:
@@ -67,7 +76,7 @@ class Pct(Sampler):
 class Pos(Sampler):
     """Each step has a priority; the highest goes, and those that it conflicts with draw again."""
 
-    def begin(self, tasks: int, steps: int) -> None:
+    def prepare(self, tasks: int) -> None:
         self._priority: dict[int, float] = {}
 
     def pick(self, able: list[Thread]) -> int:

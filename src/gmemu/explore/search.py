@@ -9,65 +9,20 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Taken, Thread
+from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Thread
 from .dependence import Analysis
-from .findings import Orders, reported
-from .runs import DEPTH, World, livelock, race
+from .findings import reported
+from .options import Options, Progress, Result, Watch
+from .runs import World, livelock, race
 from .sampling import STRATEGIES, Sampler
+from .saved import Choice, Frontier, Orders, Saved
 from .snapshot import Worlds
-from .verdict import Kind, Outcome, kind_of
+from .verdict import Outcome, kind_of
 
-__all__ = ["Options", "Result", "explore"]
-
-
-class Options(NamedTuple):
-    """How to search.
-
-    Bounds: `max_schedules`, `max_seconds`, `max_preemptions` (how often a task that could go on is made to wait), and
-    `max_depth` (choices in a run; beyond it tasks take turns, and if that takes as long again nobody ever comes to an end).
-    `symmetry`: of tasks that are alike the next begins when the one before has done something.  `restore`: put the world
-    back between runs where that can be done, instead of setting it up again.  With `stop_at_violation` off violations are
-    passed over; what they were is in the result's `states`.
-
-    `strategy` random, pct or pos draws schedules by `seed` instead of searching (see `sampling`); it needs a bound.
-    `minimise`: a violation is made simpler, first by searching with few preemptions, and replayed ten times.
-    """
-
-    reduce: bool = True
-    symmetry: bool = True
-    restore: bool = True
-    max_schedules: int | None = None
-    max_seconds: float | None = None
-    max_preemptions: int | None = None
-    max_depth: int = DEPTH
-    stop_at_violation: bool = True
-    strategy: str = "exhaustive"
-    seed: int = 0
-    minimise: bool = True
-
-
-class Result(NamedTuple):
-    """A verdict with its counts.
-
-    `schedules` were run, `steps` choices made in all; `bound` names what kept the search from being exhaustive.  For a
-    violation: `kind`, `detail`, the `choices` (task numbers) that lead there and the `trace`.  `states` holds every state
-    reached at an end.  `preemptions` are those of the simplest schedule that was found, -1 if none was looked for.
-    """
-
-    outcome: Outcome
-    schedules: int
-    steps: int
-    seconds: float
-    states: frozenset[object]
-    kind: Kind | None = None
-    detail: str = ""
-    choices: tuple[int, ...] = ()
-    trace: tuple[Taken, ...] = ()
-    bound: str = ""
-    preemptions: int = -1
+__all__ = ["Options", "Result", "Search", "explore", "result_of", "share_done"]
 
 
 class _Pruned(Exception):
@@ -99,21 +54,25 @@ class Search:
         self.steps = self.schedules = 0
         self.states: set[object] = set()
         self.bound = ""
+        """what made it leave something out"""
         self.analysis = Analysis(0)
         self.order_at: dict[tuple[str, str], tuple[int, ...]] = {}
         """lock order -> the choices of a run that shows it"""
         self.beyond: list[int] = []
         """choices made in turns after the depth bound"""
         self.sampler: Sampler | None = None
-        self.forced: Sequence[tuple[int, tuple[int, ...]]] = ()
-        """the beginning of every path: tasks, each with those that were tried before it there"""
+        self.drawn = 0
+        """schedules that the sampler has drawn, here or elsewhere"""
+        if options.strategy != "exhaustive":
+            self.sampler = STRATEGIES[options.strategy](options.seed)
+        self.forced: Frontier = ()
+        """how the first path begins"""
         self.base = 0
         """choices that this search doesn't go back on"""
         self.wanted: list[tuple[int, int, frozenset[int]]] = []
         """what it would have tried there (depth, task, initials)"""
         self.runtime: ExploredRuntime
         self._at = 0
-        self._longest = 0
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -130,9 +89,8 @@ class Search:
         known = self.path[:-1]
         self._at = len(known)
         if self.sampler is not None:
-            self._longest = max(self._longest, len(self.choices))
             self.path, self._at, known = [], 0, []
-            self.sampler.begin(len(runtime.names), self._longest)
+            self.sampler.begin(self.drawn, len(runtime.names))
         error: Exception | None = None
         ended = False
         try:
@@ -146,14 +104,27 @@ class Search:
             raise
         except Exception as violation:
             error = violation
+        self.forced = ()
         self.schedules += 1
-        race = self._learn()
-        if error is None and race is not None:
-            error = race
+        if self.sampler is not None and not self.drawn:
+            self.sampler.steps = max(len(self.choices), 1)
+        self.drawn += 1
+        unguarded = self._learn()
+        if error is None:
+            error = unguarded
         if error is not None and not self.options.stop_at_violation:
             self.states.add(str(kind_of(error)))
         self.worlds.done(world, ended)
         return error
+
+    def load(self, begin: Saved) -> None:
+        """Before the first run: go on from there, but for the counts."""
+        self.forced, self.drawn = begin.frontier, begin.schedules
+        if self.sampler is not None and self.drawn:
+            first = Search(self.worlds, self.options)
+            first.run()
+            assert first.sampler is not None
+            self.sampler.steps = first.sampler.steps
 
     def choose(self, able: list[Thread]) -> int:
         """The schedule: what the path says; beyond it, the task that ran last if it can, unless that was tried.
@@ -165,7 +136,7 @@ class Search:
         """
         depth = self._at
         self._at = depth + 1
-        self.steps += 1
+        self.steps += depth >= len(self.forced) - 1  # those before were counted where they were chosen
         path = self.path
         if depth < len(path):
             node = path[depth]
@@ -239,7 +210,7 @@ class Search:
         chosen = -1
         depth = len(self.path)
         if depth < len(self.forced):
-            chosen = self.forced[depth][0]
+            chosen = self.forced[depth].chosen
         elif last is not None and last.chosen in enabled and last.chosen not in sleep:
             chosen = last.chosen
         else:
@@ -254,7 +225,7 @@ class Search:
             node.preemptions = last.preemptions + self._is_preemption(len(self.path) - 1, last.chosen)
             node.yields = self._yields(len(self.path) - 1)
         if depth < len(self.forced):
-            node.done = list(self.forced[depth][1])
+            node.done, node.todo = list(self.forced[depth].done), list(self.forced[depth].todo)
         elif not self.options.reduce:
             node.todo = [task for task in enabled if task != chosen]
         return node
@@ -338,47 +309,105 @@ class Search:
 
     _branch_position = 0
 
+    @property
+    def frontier(self) -> Frontier:
+        """The path that is next."""
+        return tuple(Choice(node.chosen, tuple(node.done), tuple(node.todo)) for node in self.path)
 
-def explore(build: Callable[[], World], options: Options | None = None, **more: Any) -> Result:
+    @property
+    def orders(self) -> Orders:
+        """In what order locks were taken so far."""
+        return Orders(self.analysis.order, self.order_at)
+
+    def save(self, seconds: float) -> Saved:
+        """Between two runs: what it takes to go on elsewhere."""
+        frontier = self.frontier if self.sampler is None else ()
+        return Saved(frontier, self.schedules, self.steps, seconds, frozenset(self.states), "", self.orders)
+
+
+def share_done(choices: Iterable[Choice]) -> float:
+    """How much of the tree along a path is done, if what hangs at each choice is of one size."""
+    done, weight = 0.0, 1.0
+    for choice in choices:
+        known = len(choice.done) + 1 + len(choice.todo)
+        done += weight * len(choice.done) / known
+        weight /= known
+    return done
+
+
+def explore(
+    build: Callable[[], World],
+    options: Options | None = None,
+    *,
+    begin: Saved | None = None,
+    watch: Watch | None = None,
+    **more: Any,
+) -> Result:
     """Run the program that `build` sets up in every order that matters.
 
     Options may be given as such or by name.  A violation is an exception out of a task or of `World.check`, a `Deadlock`
-    among them; a data race; and, once all else is done, locks taken in a circle.
+    among them; a data race; and, once all else is done, locks taken in a circle.  A search that was stopped goes on from
+    `begin`, its result's `left`.
     """
     options = (options or Options())._replace(**more)
     start = time.monotonic()
-    result, orders, names = _search(build, options)
-    result = reported(build, options, result, orders, names, lambda few: _search(build, few)[0])
-    return result._replace(seconds=time.monotonic() - start)
+    begin = begin or Saved()
+    result, orders, names = _search(build, options, begin, watch or Watch())
+    result = reported(build, options, result, orders, names, lambda few: _search(build, few, Saved(), Watch())[0])
+    return result._replace(seconds=begin.seconds + time.monotonic() - start)
 
 
-def _search(build: Callable[[], World], options: Options) -> tuple[Result, Orders, list[str]]:
+def _search(build: Callable[[], World], options: Options, begin: Saved, watch: Watch) -> tuple[Result, Orders, list[str]]:
     """One search, with what it found as it found it; in what order it saw locks taken; and the tasks' names."""
-    start = time.monotonic()
+    start = time.monotonic() - begin.seconds
     worlds = Worlds(build, options.restore)
     search = Search(worlds, options)
-    if options.strategy != "exhaustive":
-        search.sampler = STRATEGIES[options.strategy](options.seed)
-        if options.max_schedules is None and options.max_seconds is None:
-            raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")
+    if search.sampler is not None and options.max_schedules is None and options.max_seconds is None:
+        raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")
+    search.load(begin)
+    search.schedules, search.steps, search.bound = begin.schedules, begin.steps, begin.bound
+    search.states.update(begin.states)
     error: Exception | None = None
+    stopped = ""
+    report = start + begin.seconds + watch.every
     try:
-        while True:
+        while not stopped:
             error = search.run()
             if error is not None and options.stop_at_violation:
                 break
             error = None
             if not search.backtrack():
                 break
+            now = time.monotonic()
             if options.max_schedules is not None and search.schedules >= options.max_schedules:
-                search.bound = "schedules"
-                break
-            if options.max_seconds is not None and time.monotonic() - start > options.max_seconds:
-                search.bound = "seconds"
-                break
+                stopped = "schedules"
+            elif options.max_seconds is not None and now - start > options.max_seconds:
+                stopped = "seconds"
+            elif watch.stop is not None and watch.stop():
+                stopped = "interrupted"
+            if watch.progress is not None and now >= report:
+                report = now + watch.every
+                watch.progress(Progress(search.schedules, now - start, len(search.path), _share(search)))
     finally:
         worlds.close()
-    return result_of(search, error), Orders(search.analysis.order, search.order_at), worlds.names
+    edges, runs = {**begin.orders.edges}, {**begin.orders.runs}
+    for pair, at in search.analysis.order.items():
+        edges.setdefault(pair, at)
+        runs.setdefault(pair, search.order_at[pair])
+    orders = Orders(edges, runs)
+    result = result_of(search, error)
+    if stopped:
+        left = search.save(time.monotonic() - start)._replace(bound=search.bound, orders=orders)
+        result = result._replace(outcome=Outcome.INCOMPLETE, bound=stopped, left=left)
+    return result, orders, worlds.names
+
+
+def _share(search: Search) -> float:
+    """The share of the tree, or of the schedules or seconds that were allowed, that is done."""
+    most = search.options.max_schedules
+    if search.sampler is not None:
+        return min(search.schedules / most, 1.0) if most else 0.0
+    return share_done(search.frontier)
 
 
 def result_of(search: Search, error: Exception | None) -> Result:
