@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gmemu.cli.explore import CHECKPOINT, _Interrupt
 from gmemu.cli.main import main
 
 
@@ -92,3 +97,69 @@ def test_drawn_schedules_find_it_too(capsys: pytest.CaptureFixture[str]) -> None
     assert main(asked) == 0
     [run] = json.loads(capsys.readouterr().out)
     assert (run["verdict"], run["kind"]) == ("violated", "invariant")
+
+
+def explored(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, Any]]]:
+    code = main(["explore", *argv, "--json"])
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return code, [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_is_interrupted_can_be_gone_on_with(
+    jobs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["error-offset", "pin-retry", "attribute-lookup", "--no-symmetry"]
+    _, whole = explored(asked, capsys)
+    runs = itertools.count()
+    with monkeypatch.context() as patched:
+        patched.setattr(_Interrupt, "__call__", lambda self: next(runs) == 12)
+        code, part = explored(asked, capsys)
+    assert (code, [row["verdict"] for row in part]) == (130, ["exhausted", "incomplete"])
+    assert (part[1]["bound"], part[1]["checkpoint"]) == ("interrupted", CHECKPOINT)
+    code, rest = explored(["--resume", CHECKPOINT, "--jobs", jobs], capsys)
+    assert (code, rest) == (0, whole)
+
+
+def test_a_bound_leaves_a_checkpoint_if_one_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "left")
+    _, [whole] = explored(["source-converted"], capsys)
+    code, [part] = explored(["source-converted", "--schedules", "20", "--checkpoint", file], capsys)
+    assert (code, part["bound"], part["schedules"], part["checkpoint"]) == (10, "schedules", 20, file)
+    code, [more] = explored(["--resume", file, "--schedules", "30"], capsys)
+    assert (code, more["schedules"]) == (10, 30)
+    code, [rest] = explored(["--resume", file, "--schedules", "10000"], capsys)
+    assert (code, rest) == (0, whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "said"),
+    [
+        ("{}", [], "isn't a checkpoint of gmemu explore"),
+        ("[", [], "isn't a checkpoint of gmemu explore"),
+        ('{"gmemu": "explore checkpoint 99"}', [], "is of another version"),
+        ("{}", ["pin"], "name no scenarios"),
+    ],
+)
+def test_what_is_no_checkpoint(
+    text: str, argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text(text)
+    assert main(["explore", *argv, "--resume", str(tmp_path / "file")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_second_interrupt_is_meant() -> None:
+    with _Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_reductions_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
+    _, [reduced] = explored(["slot-release"], capsys)
+    code, [full] = explored(["slot-release", "--no-reduction", "--no-symmetry", "--no-restore", "--schedules", "50"], capsys)
+    assert (code, full["schedules"]) == (10, 50)
+    assert reduced["schedules"] < 50

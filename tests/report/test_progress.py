@@ -59,3 +59,12 @@ def test_nobody_looks() -> None:
         clock.now += 60
         progress(1, 2)
     assert stream.getvalue() == ""
+
+
+def test_a_note_is_worth_more_than_the_bar() -> None:
+    progress = Progress("exploring", Terminal(), Clock(), unit="searches")
+    wide = progress.line(3, 40, 120, "pin: 7 schedules")
+    assert wide.startswith("exploring [")
+    assert wide.endswith("3 of 40 searches  pin: 7 schedules")
+    assert progress.line(3, 40, 40, "pin: 7 schedules") == "4/40 pin: 7 schedules"
+    assert progress.line(3, 40, 10, "pin: 7 schedules") == "  7 %"

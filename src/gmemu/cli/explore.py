@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from difflib import get_close_matches
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from ..explore import Options, Result
+from ..explore import Options, Result, Watch
 from ..explore import Outcome as Verdict
-from ..explore import explore as search
+from ..explore.checkpoint import Checkpoint, CheckpointError, Run
 from ..explore.parallel import explore_parallel
+from ..explore.search import explore as search
 from ..explore.token import Token
 from ..explore.variants import VARIANTS
 from ..report.explore import verdicts_text, violation_text
@@ -23,33 +27,121 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterable
 
+    from ..explore import Progress as HowFar
+    from ..explore import Saved
     from ..explore.scenario import Scenario
     from ..report.style import Style
 
-__all__ = ["explore", "scenario_named", "variant_named", "variants"]
+__all__ = ["CHECKPOINT", "explore", "scenario_named", "variant_named", "variants"]
+
+
+SECONDS = 60.0
+"""The bound for each search, unless --seconds says otherwise."""
+CHECKPOINT = "gmemu-explore.checkpoint"
+"""Where a search that is interrupted is left, unless --checkpoint says otherwise."""
 
 
 def explore(args: Namespace) -> Outcome:
     """`gmemu explore`: each scenario by default, or with variants; every variant that it says
-    something about with --all-variants."""
+    something about with --all-variants; or what a checkpoint has left."""
+    asked = _resumed(args) if args.resume else _asked(args)
+    runs: list[Run] = []
+    interrupted = False
+    with Progress("exploring", unit="searches") as progress, _Interrupt() as interrupt:
+        for number, run in enumerate(asked.runs):
+            if not run.over and not interrupted:
+                begin = run.result.left if run.result is not None else None
+                watch = Watch(partial(_tell, progress, number, len(asked.runs), run.scenario), interrupt)
+                build = partial(scenario_named(run.scenario), run.variants)
+                run = run._replace(result=_search(build, args, asked.options, begin, watch))
+                interrupted = run.result is not None and run.result.bound == "interrupted"
+            runs.append(run)
+    return _outcome(args, asked._replace(runs=tuple(runs)), interrupted)
+
+
+def _asked(args: Namespace) -> Checkpoint:
     chosen = [scenario_named(name) for name in args.scenario] or list(CATALOGUE.values())
-    asked = tuple(variant_named(name) for name in args.variant)
-    wanted = [(scenario, v) for scenario in chosen for v in (scenario.stated() if args.all_variants else [asked])]
-    runs = []
-    with Progress("exploring") as progress:
-        for number, (scenario, variants) in enumerate(wanted):
-            progress(number, len(wanted))
-            result = _search(partial(scenario, variants), args)
-            runs.append(_Run(scenario, variants, result))
-    return Outcome([run.data() for run in runs], lambda style: _explored(runs, style), _code(runs))
+    variants = tuple(variant_named(name) for name in args.variant)
+    wanted = [(scenario, v) for scenario in chosen for v in (scenario.stated() if args.all_variants else [variants])]
+    options = Options(
+        reduce=args.reduction,
+        symmetry=args.symmetry,
+        restore=args.restore,
+        max_schedules=args.schedules,
+        max_seconds=SECONDS if args.seconds is None else args.seconds,
+        max_preemptions=args.preemptions,
+        max_depth=args.depth,
+        strategy=args.strategy or "exhaustive",
+        seed=args.seed,
+    )
+    return Checkpoint(options, tuple(Run(scenario.name, v) for scenario, v in wanted))
 
 
-def _search(build: Callable[[], Scenario], args: Namespace) -> Result:
-    """One search, as the options have it."""
-    options = Options(max_seconds=args.seconds, max_preemptions=args.preemptions, seed=args.seed)
-    if args.strategy:
-        return search(build, options, strategy=args.strategy)
-    return search(build, options) if args.jobs < 2 else explore_parallel(build, args.jobs, options)
+def _resumed(args: Namespace) -> Checkpoint:
+    """What the file has; bounds may be others now."""
+    if args.scenario or args.variant or args.all_variants:
+        raise UsageError("--resume goes on with what the checkpoint has: name no scenarios or variants beside it")
+    try:
+        asked = Checkpoint.load(Path(args.resume))
+    except CheckpointError as error:
+        raise UsageError(str(error)) from None
+    for run in asked.runs:
+        scenario_named(run.scenario)
+        for name in run.variants:
+            variant_named(name)
+    bounds = {"max_seconds": args.seconds, "max_schedules": args.schedules}
+    return asked._replace(options=asked.options._replace(**{n: v for n, v in bounds.items() if v is not None}))
+
+
+class _Interrupt:
+    """Ctrl-C stops the search between two runs; a second one stops everything."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._stop)
+        return self
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def _tell(progress: Progress, number: int, total: int, name: str, now: HowFar) -> None:
+    share = f"about {100 * now.share:.0f} % done"
+    note = f"{name}: {now.schedules:,} schedules, {now.rate:,.0f}/s, depth {now.depth}, {share}"
+    progress(number, total, note)
+
+
+def _search(build: Callable[[], Scenario], args: Namespace, options: Options, begin: Saved | None, watch: Watch) -> Result:
+    """One search, by as many as there are to do it."""
+    if args.jobs < 2:
+        return search(build, options, begin=begin, watch=watch)
+    return explore_parallel(build, args.jobs, options, begin=begin, watch=watch)
+
+
+def _outcome(args: Namespace, done: Checkpoint, interrupted: bool) -> Outcome:
+    """What to say; what is left goes to a file if it was interrupted, or if one was asked for."""
+    runs = [_Run(scenario_named(run.scenario), run.variants, run.result) for run in done.runs if run.result is not None]
+    file = args.checkpoint or args.resume or CHECKPOINT
+    remarks: tuple[str, ...] = ()
+    left = not all(run.over for run in done.runs)
+    if left and (interrupted or args.checkpoint):
+        done.save(Path(file))
+        remarks = (f"what is left is in {file}: go on with gmemu explore --resume {file}",)
+    rows = [{**run.data(), "checkpoint": file if remarks and run.result.left is not None else None} for run in runs]
+    code = ExitCode.INTERRUPTED if interrupted else _code(runs)
+    return Outcome(rows, lambda style: _explored(runs, style), code, remarks)
 
 
 class _Run:
@@ -74,6 +166,7 @@ class _Run:
             "verdict": r.outcome.value,
             "kind": r.kind or None,
             "detail": r.detail or None,
+            "bound": r.bound or None,
             "schedules": r.schedules,
             "steps": r.steps,
             "seconds": round(r.seconds, 3),
@@ -92,7 +185,7 @@ class _Run:
             verdict,
             f"{r.schedules:,}",
             f"{r.seconds:.2f} s",
-            r.kind or self.scenario.question,
+            r.kind or (f"stopped by {r.bound}" if r.bound else self.scenario.question),
         )
 
 

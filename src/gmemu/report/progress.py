@@ -20,31 +20,36 @@ _BAR = 24
 
 
 class Progress:
-    """Call it with how much is done, and of how much.  Nothing is drawn in the first second, or where no one looks.
+    """Call it with how much is done, of how much, and perhaps what else is to be told.
+
+    Nothing is drawn in the first second, or where no one looks.
 
     Use it in a ``with`` statement: the line is wiped at the end.
     """
 
-    def __init__(self, what: str, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self.what, self.stream, self.clock = what, stream or sys.stderr, clock
+    def __init__(
+        self, what: str, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic, unit: str = "pages"
+    ) -> None:
+        self.what, self.stream, self.clock, self.unit = what, stream or sys.stderr, clock, unit
         self._next = clock() + APPEARS_AFTER if is_terminal(self.stream) else float("inf")
         self._drawn = False
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, note: str = "") -> None:
         now = self.clock()
         if now < self._next or total <= 0:
             return
         self._next, self._drawn = now + REDRAWN_EVERY, True
-        self.stream.write("\r" + self.line(done, total, Style.of(self.stream).width) + "\x1b[K")
+        self.stream.write("\r" + self.line(done, total, Style.of(self.stream).width, note) + "\x1b[K")
         self.stream.flush()
 
-    def line(self, done: int, total: int, width: int) -> str:
-        """What is drawn, in at most `width` - 1 columns."""
+    def line(self, done: int, total: int, width: int, note: str = "") -> str:
+        """What is drawn, in at most `width` - 1 columns; the note, if there is one, is worth more than the bar."""
         filled = _BAR * done // total
         bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] "
-        numbers = f"{100 * done // total:3d} %  {done:,} of {total:,} pages"
+        numbers = f"{100 * done // total:3d} %  {done:,} of {total:,} {self.unit}"
         full = f"{self.what} {bar}{numbers}"
-        return full if len(full) < width else f"{100 * done // total:3d} %"
+        shorter = [f"{full}  {note}", f"{done + 1}/{total} {note}"] if note else []
+        return next((line for line in (*shorter, full) if len(line) < width), f"{100 * done // total:3d} %")
 
     def __enter__(self) -> Self:
         return self
