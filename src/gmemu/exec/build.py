@@ -19,7 +19,7 @@ __all__ = ["KERNEL", "PRELOAD", "BuildError", "build", "is_current", "libpython"
 HERE = Path(__file__).parent
 PRELOAD = "libgmemu-preload.so"
 KERNEL = f"libgmemu-kernel.{sysconfig.get_config_var('SOABI')}.so"
-_SOURCES = ("kernel.h", "preload.h", "preload.c", "children.c", "kernel.c")
+_SOURCES = ("kernel.h", "preload.h", "preload.c", "children.c", "apart.c", "kernel.c")
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden", "-shared")
 
 
@@ -60,14 +60,9 @@ def build(directory: Path) -> None:
     headers = Path(sysconfig.get_path("include"))
     if not (headers / "Python.h").exists():
         raise BuildError(f"Python's headers aren't in {headers}: install them (Debian: libpython3-dev)")
-    library = libpython()
-    _compile(compiler, directory / PRELOAD, ("preload.c", "children.c"), ("-ldl", "-pthread"))
-    _compile(
-        compiler,
-        directory / KERNEL,
-        ("kernel.c",),
-        (f"-I{headers}", str(library), f"-Wl,-rpath,{library.parent}", "-pthread"),
-    )
+    libpython()
+    _compile(compiler, directory / PRELOAD, ("preload.c", "children.c", "apart.c"), ("-ldl", "-pthread"))
+    _compile(compiler, directory / KERNEL, ("kernel.c",), (f"-I{headers}", "-pthread"))
 
 
 def _compile(compiler: str, target: Path, sources: tuple[str, ...], extra: tuple[str, ...]) -> None:

@@ -90,17 +90,27 @@ static size_t count(char *const *strings)
 	return n;
 }
 
-/* Fill `result` (room for all of `environment` and MAX_KEPT + 2 more), and `preload` (PATH_SIZE) if it's needed. */
+static size_t preload_size(char *const *environment)
+{
+	size_t size = 0;
+
+	for (; environment && *environment; environment++)
+		if (is_preload(*environment) && strlen(*environment) > size)
+			size = strlen(*environment);
+	return size + strlen(own_path) + sizeof("LD_PRELOAD=:");
+}
+
+/* Fill `result` (room for all of `environment` and MAX_KEPT + 2 more), and `preload` (preload_size()) if it's needed. */
 static char *const *complete(char *const *environment, char **result, char *preload)
 {
 	size_t n = 0;
 
 	if (!own_path[0])
 		return environment;
-	snprintf(preload, PATH_SIZE, "LD_PRELOAD=%s", own_path);
+	stpcpy(stpcpy(preload, "LD_PRELOAD="), own_path);
 	for (char *const *at = environment; at && *at; at++) {
 		if (is_preload(*at) && !strstr(*at, own_path))
-			snprintf(preload, PATH_SIZE, "LD_PRELOAD=%s:%s", own_path, *at + 11);
+			stpcpy(stpcpy(stpcpy(stpcpy(preload, "LD_PRELOAD="), own_path), ":"), *at + 11);
 		else if (is_preload(*at))
 			preload = *at;
 		else
@@ -118,7 +128,7 @@ static char *const *complete(char *const *environment, char **result, char *prel
 }
 
 #define COMPLETE(environment)                                                                                                    \
-	complete(environment, alloca((count(environment) + MAX_KEPT + 2) * sizeof(char *)), alloca(PATH_SIZE))
+	complete(environment, alloca((count(environment) + MAX_KEPT + 2) * sizeof(char *)), alloca(preload_size(environment)))
 
 /* What kind of program it is */
 

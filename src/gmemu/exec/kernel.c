@@ -395,6 +395,12 @@ EXPORT void gmemu_kernel_fork(enum gmemu_fork stage)
 	}
 }
 
+/* Where the program has a Python of its own, ours is loaded so that it finds this one before libc's. */
+EXPORT void *dlopen(const char *path, int mode)
+{
+	return libc_half->open_apart(path, mode);
+}
+
 /* Start */
 
 static int complain(const char *what)
@@ -474,9 +480,6 @@ EXPORT int gmemu_kernel_start(const struct gmemu_libc *libc)
 	int result;
 
 	libc_half = libc;
-	if (Py_IsInitialized())
-		return complain("the program has a Python of its own, and two don't fit into one process: "
-				"run what it does with KVM as a program of its own");
 	if (pthread_key_create(&thread_key, thread_ends))
 		return complain("no thread key is left");
 	if (start_python())

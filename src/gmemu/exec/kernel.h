@@ -61,6 +61,8 @@ struct gmemu_libc {
 	void (*kernel_thread)(void);
 	/* Whether signals that the program wants to hear of are waiting for this thread. */
 	int (*signal_pending)(void);
+	/* dlopen() where the program has a Python of its own. */
+	void *(*open_apart)(const char *path, int mode);
 };
 
 /*

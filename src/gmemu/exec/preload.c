@@ -250,19 +250,19 @@ static void (*kernel_fork)(enum gmemu_fork);
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int started; /* 1: there; -1: can't be had */
 
-static const struct gmemu_libc libc_half = {mark_fd, watch, guest_enter, guest_exit, kernel_thread, signal_pending};
+static const struct gmemu_libc libc_half = {mark_fd, watch, guest_enter, guest_exit, kernel_thread, signal_pending, open_apart};
 
 static bool start(void)
 {
-	const char *path = getenv("GMEMU_EXEC_KERNEL");
+	const char *path = getenv("GMEMU_EXEC_KERNEL"), *python = getenv("GMEMU_EXEC_LIBPYTHON");
 	void *library;
 
 	pthread_mutex_lock(&start_lock);
 	if (!started) {
 		atomic_store(&started, -1);
-		library = path ? dlopen(path, RTLD_NOW | RTLD_GLOBAL) : NULL;
+		library = path && python ? load_with_python(path, python) : NULL;
 		if (!library) {
-			fprintf(stderr, "gmemu exec: the emulated kernel can't be loaded: %s\n", path ? dlerror() : "GMEMU_EXEC_KERNEL isn't set");
+			fprintf(stderr, "gmemu exec: the emulated kernel can't be loaded: %s\n", path && python ? dlerror() : "GMEMU_EXEC_KERNEL and GMEMU_EXEC_LIBPYTHON aren't set");
 		} else {
 			kernel_start = (__typeof__(kernel_start))dlsym(library, "gmemu_kernel_start");
 			kernel_call = (__typeof__(kernel_call))dlsym(library, "gmemu_kernel_call");

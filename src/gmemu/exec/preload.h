@@ -30,4 +30,10 @@ int next_of_ours(int from);
 /* When the library has been loaded: remember what other programs have to be told. */
 void remember_environment(void);
 
+/* Load the library at `path`, which needs that of Python: by itself, or apart from a Python that the program has.  NULL: see dlerror(). */
+void *load_with_python(const char *path, const char *libpython);
+
+/* dlopen() for the Python that was loaded apart. */
+void *open_apart(const char *path, int mode);
+
 #endif

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .build import KERNEL, PRELOAD, BuildError, build, is_current
+from .build import KERNEL, PRELOAD, BuildError, build, is_current, libpython
 from .program import ProgramError, find_program
 from .settings import Settings
 
@@ -49,6 +49,13 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gmemu"
 
 
+def _libpython() -> str:
+    try:
+        return str(libpython())
+    except BuildError as error:
+        raise ProgramError(str(error)) from error
+
+
 def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
     """`base`, and what makes a program find the emulated machine.  Raises `ProgramError`."""
     directory = libraries()
@@ -59,6 +66,7 @@ def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
         "ASAN_OPTIONS": ":".join([_ASAN, *filter(None, [base.get("ASAN_OPTIONS")])]),
         "LD_PRELOAD": " ".join(dict.fromkeys(preloaded)),
         "GMEMU_EXEC_KERNEL": str(directory / KERNEL),
+        "GMEMU_EXEC_LIBPYTHON": _libpython(),
         "GMEMU_EXEC_PYTHON": sys.executable,
         "GMEMU_EXEC_PATH": ":".join(path for path in sys.path if path and Path(path).exists()),
     }
