@@ -45,6 +45,7 @@ def _off(name: str, module: str, condition: str) -> Mutant:
 
 
 _FILE, _BIND, _FAULT = "kvm.guest_memfd.file", "kvm.guest_memfd.binding", "kvm.guest_memfd.fault"
+_DIRTY = "kvm.dirty"
 _SLOTS, _ATTR, _VM, _VCPU, _RUN, _MMU = "kvm.memslots", "kvm.attributes", "kvm.vm", "kvm.vcpu", "kvm.run", "kvm.mmu"
 _MREMAP = "mm.mremap"
 
@@ -157,16 +158,16 @@ MUTANTS = (
     ),
     _off("hypercall arguments", _RUN, "gpa & (PAGE_SIZE - 1) or not npages or (gpa >> PAGE_SHIFT) + npages > _U64"),
     # dirty log, capabilities
-    _off("dirty log of no log", _VM, "slot is None or slot.dirty_bitmap is None"),
-    Mutant("dirty log isn't cleared", _VM, "slot.dirty_bitmap.clear()", "pass"),
+    _off("dirty log of no log", _DIRTY, "slot is None or slot.dirty_bitmap is None"),
+    Mutant("dirty log isn't cleared", _DIRTY, "old & ~clear", "old"),
     Mutant(
         "dirty log isn't write-protected",
-        _VM,
-        "vm.mmu.write_protect(slot.base_gfn + page, slot.base_gfn + page + 1)",
+        _DIRTY,
+        "vm.mmu.write_protect(base + start, base + end)",
         "pass",
     ),
     Mutant("new dirty log isn't write-protected", _SLOTS, "vm.mmu.write_protect(new.base_gfn, new.end_gfn)", "pass"),
-    Mutant("dirty pages aren't counted", _MMU, "fault.slot.dirty_bitmap.add(fault.gfn - fault.slot.base_gfn)", "pass"),
+    Mutant("dirty pages aren't counted", _MMU, "fault.slot.dirty_bitmap.mark(fault.gfn - fault.slot.base_gfn)", "pass"),
     _off("capability's flags", "kvm.vm_caps", "cap.flags"),
     _off("capability's arguments", "kvm.vm_caps", "value & ~allowed"),
     # the process's memory

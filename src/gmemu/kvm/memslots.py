@@ -14,6 +14,7 @@ from ..profiles.table import KVM_USER_MEM_SLOTS
 from ..rangemap import RangeMap
 from ..rules import kvm as rules
 from ..uapi.kvm import KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2
+from .dirty import DirtyBitmap, initially_set
 from .guest_memfd.binding import kvm_gmem_bind, kvm_gmem_unbind
 from .guest_memfd.invalidate import Filter
 
@@ -50,7 +51,7 @@ class Memslot:
         self.flags, self.userspace_addr = flags, userspace_addr
         self.gmem_file: GmemFile | None = None
         self.gmem_pgoff = 0
-        self.dirty_bitmap: set[int] | None = None
+        self.dirty_bitmap: DirtyBitmap | None = None
         self.freed = False
 
     def live(self) -> Memslot:
@@ -252,7 +253,7 @@ def _set_memslot(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot, mov
     _swap(vm, slots, invalid or old, new)
     if old is not None:
         old.freed = True
-        if not moved and new.flags & ~old.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        if not moved and new.flags & ~old.flags & KVM_MEM_LOG_DIRTY_PAGES and not initially_set(vm):
             with vm.mmu_lock.exclusive:
                 vm.mmu.write_protect(new.base_gfn, new.end_gfn)
             vm.flush_remote_tlbs()
@@ -261,7 +262,10 @@ def _set_memslot(vm: Vm, slots: Memslots, old: Memslot | None, new: Memslot, mov
 def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot) -> None:
     """kvm_prepare_memory_region(): the dirty bitmap; then kvm_arch_prepare_memory_region()."""
     if new.flags & KVM_MEM_LOG_DIRTY_PAGES:
-        new.dirty_bitmap = old.dirty_bitmap if old is not None and old.dirty_bitmap is not None else set()
+        if old is not None and old.dirty_bitmap is not None:
+            new.dirty_bitmap = old.dirty_bitmap
+        else:
+            new.dirty_bitmap = DirtyBitmap(new.npages, initially_set(vm))
     bits = vm.host.maxphyaddr
     if new.end_gfn - 1 >> bits - PAGE_SHIFT:
         raise rules.SLOT_MAX_GFN(f"slot {new.id} ends at gfn {new.end_gfn:#x}, of {bits} bits' worth of bytes")

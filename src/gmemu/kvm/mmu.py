@@ -102,7 +102,7 @@ class Mmu:
             start, end = fault.gfn, fault.gfn + 1
         self.sptes.set(start, end, spte)
         if spte.writable and fault.slot is not None and fault.slot.dirty_bitmap is not None:
-            fault.slot.dirty_bitmap.add(fault.gfn - fault.slot.base_gfn)
+            fault.slot.dirty_bitmap.mark(fault.gfn - fault.slot.base_gfn)
         return RetPf.FIXED
 
     def unmap_range(self, start: int, end: int) -> bool:

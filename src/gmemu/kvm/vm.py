@@ -8,11 +8,12 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from ..mm.file import File, Inode
-from ..mm.uaccess import UserPointer, copy_from_user, write_user
+from ..mm.uaccess import UserPointer, copy_from_user
 from ..rules import KernelError
 from ..rules import kvm as rules
 from ..uapi.kvm import (
     KVM_CHECK_EXTENSION,
+    KVM_CLEAR_DIRTY_LOG,
     KVM_CREATE_GUEST_MEMFD,
     KVM_CREATE_VCPU,
     KVM_ENABLE_CAP,
@@ -27,7 +28,6 @@ from ..uapi.kvm import (
     Cap,
     VmType,
     kvm_create_guest_memfd,
-    kvm_dirty_log,
     kvm_enable_cap,
     kvm_memory_attributes,
     kvm_userspace_memory_region,
@@ -36,6 +36,7 @@ from ..uapi.kvm import (
 from .arch import arch_class
 from .attributes import Attributes, GmemAttributes, VmAttributes, vm_ioctl_set_mem_attributes
 from .clock import HOST_TSC_KHZ
+from .dirty import clear_dirty_log, get_dirty_log
 from .eventfd import IoBus
 from .guest_memfd.binding import kvm_gmem_unbind
 from .guest_memfd.file import GmemFile, kvm_gmem_create
@@ -240,30 +241,6 @@ def _mem_enc_op(vm: Vm, arg: UserPointer) -> int:
     return vm.arch.mem_enc_op(arg)
 
 
-def _get_dirty_log(vm: Vm, arg: UserPointer) -> int:
-    """kvm_get_dirty_log_protect(): copy the bitmap out, clear it, and protect what was dirty."""
-    mm = vm.rt.current.mm
-    log = copy_from_user(mm, kvm_dirty_log, arg)
-    as_id, slot_id = log.slot >> 16, log.slot & 0xFFFF
-    with vm.slots_lock:
-        if as_id >= vm.arch.nr_memslot_as_ids or slot_id >= vm.profile.caps[Cap.NR_MEMSLOTS].device:
-            raise rules.DIRTY_SLOT(f"slot {log.slot:#x}")
-        slot = vm.memslots[as_id].by_id.get(slot_id)
-        if slot is None or slot.dirty_bitmap is None:
-            raise rules.DIRTY_NONE(f"slot {slot_id}")
-        bitmap = bytearray(-(-slot.npages // 64) * 8)
-        for page in slot.dirty_bitmap:
-            bitmap[page >> 3] |= 1 << (page & 7)
-        if slot.dirty_bitmap:
-            with vm.mmu_lock.exclusive:
-                for page in sorted(slot.dirty_bitmap):
-                    vm.mmu.write_protect(slot.base_gfn + page, slot.base_gfn + page + 1)
-                slot.dirty_bitmap.clear()
-            vm.flush_remote_tlbs()
-        write_user(mm, log.dirty_bitmap, bytes(bitmap))
-    return 0
-
-
 _IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
     KVM_CHECK_EXTENSION: _check_extension,
     KVM_CREATE_VCPU: _create_vcpu,
@@ -273,6 +250,7 @@ _IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
     KVM_CREATE_GUEST_MEMFD: _create_guest_memfd,
     KVM_ENABLE_CAP: _enable_cap,
     KVM_MEMORY_ENCRYPT_OP: _mem_enc_op,
-    KVM_GET_DIRTY_LOG: _get_dirty_log,
+    KVM_GET_DIRTY_LOG: get_dirty_log,
+    KVM_CLEAR_DIRTY_LOG: clear_dirty_log,
     KVM_X86_SET_MSR_FILTER: set_msr_filter,
 }

@@ -150,6 +150,12 @@ DIRTY_SLOT = rule(
 DIRTY_NONE = rule(
     "kvm.dirty-log.none", ENOENT, "the slot must exist and have LOG_DIRTY_PAGES", _MAIN + "kvm_get_dirty_log_protect()"
 )
+CLEAR_LOG_RANGE = rule(
+    "kvm.dirty-log.clear-range",
+    EINVAL,
+    "KVM_CLEAR_DIRTY_LOG takes whole longs: first_page a multiple of 64, num_pages too unless it ends with the slot",
+    _MAIN + "kvm_clear_dirty_log_protect()",
+)
 
 # KVM_SET_MEMORY_ATTRIBUTES
 

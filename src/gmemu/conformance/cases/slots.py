@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...api import Vm
+from ...api import Mapping, Vm
 from ...uapi.kvm import (
+    KVM_CLEAR_DIRTY_LOG,
     KVM_GET_DIRTY_LOG,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION2,
+    Cap,
+    kvm_clear_dirty_log,
     kvm_dirty_log,
     kvm_userspace_memory_region,
 )
@@ -217,21 +220,58 @@ def deletion(b: Bench) -> None:
     b.probe("by a VM closed", lambda: set_slot(b.vm(), memory_size=0))
 
 
+def _get_log(vm: Vm, bitmap: Mapping, slot: int, address: int | None = None) -> None:
+    log = kvm_dirty_log(slot=slot, dirty_bitmap=bitmap.address if address is None else address)
+    vm.ioctl(KVM_GET_DIRTY_LOG, bytearray(log.pack()))
+
+
 @case("slots")
 def dirty_logs(b: Bench) -> None:
     vm, memory = b.vm(), b.anonymous(2 * PAGE)
     bitmap = b.anonymous()
-
-    def get_log(slot: int, address: int | None = None) -> None:
-        log = kvm_dirty_log(slot=slot, dirty_bitmap=bitmap.address if address is None else address)
-        vm.ioctl(KVM_GET_DIRTY_LOG, bytearray(log.pack()))
-
     set_slot(vm, slot=1, memory_size=2 * PAGE, userspace_addr=memory.address, flags=1)
     set_slot(vm, slot=2, guest_phys_addr=2 * GPA, userspace_addr=memory.address)
-    b.probe("a slot that's logged", get_log, 1)
+    b.probe("a slot that's logged", _get_log, vm, bitmap, 1)
     b.record("its bitmap", bitmap[:8])
     for name, slot in {"not logged": 2, "missing": 3, "too high": 32764, "of another space": 0x30001}.items():
-        b.probe(f"a slot {name}", get_log, slot)
-    b.probe("an unmapped bitmap", get_log, 1, 0)
+        b.probe(f"a slot {name}", _get_log, vm, bitmap, slot)
+    b.probe("an unmapped bitmap", _get_log, vm, bitmap, 1, 0)
     set_slot(vm, slot=1, memory_size=2 * PAGE, userspace_addr=memory.address)
-    b.probe("no longer logged", get_log, 1)
+    b.probe("no longer logged", _get_log, vm, bitmap, 1)
+
+
+@case("slots")
+def clearing_dirty_logs(b: Bench) -> None:
+    vm, memory = b.vm(), b.anonymous(2 * PAGE)
+    bitmap = b.anonymous()
+    bitmap[0] = 0
+    set_slot(vm, slot=1, memory_size=2 * PAGE, userspace_addr=memory.address, flags=1)
+    set_slot(vm, slot=2, guest_phys_addr=2 * GPA, userspace_addr=memory.address)
+
+    def clear_log(slot: int, first: int, count: int, address: int | None = None) -> None:
+        log = kvm_clear_dirty_log(
+            slot=slot, num_pages=count, first_page=first, dirty_bitmap=bitmap.address if address is None else address
+        )
+        vm.ioctl(KVM_CLEAR_DIRTY_LOG, bytearray(log.pack()))
+
+    for name, slot in {"not logged": 2, "missing": 3, "too high": 32764, "of another space": 0x30001}.items():
+        b.probe(f"clear a slot {name}", clear_log, slot, 0, 2)
+        b.probe(f"clear from page 1 of a slot {name}", clear_log, slot, 1, 1)
+    for first, count in ((0, 2), (0, 0), (0, 1), (0, 64), (1, 1), (64, 0), (64, 1), (1 << 62, 0)):
+        b.probe(f"clear {count} pages from {first:#x}", clear_log, 1, first, count)
+    b.probe("clear by an unmapped bitmap", clear_log, 1, 0, 2, 0)
+    b.probe("clear by an unmapped bitmap of no bits", clear_log, 1, 0, 0, 0)
+    for name, value in {"both": 3, "the second alone": 2, "unknown": 5, "nothing": 0}.items():
+        b.probe(f"manual protection: {name}", vm.enable_cap, Cap.MANUAL_DIRTY_LOG_PROTECT2, value)
+    vm.enable_cap(Cap.MANUAL_DIRTY_LOG_PROTECT2, 3)
+    many = b.anonymous(67 * PAGE)
+    set_slot(vm, slot=4, memory_size=67 * PAGE, guest_phys_addr=4 * GPA, userspace_addr=many.address, flags=1)
+    for name in ("all dirty at first", "and not cleared by that"):
+        b.probe(name, _get_log, vm, bitmap, 4)
+        b.record(f"{name}: the bitmap", bitmap[:24])
+    bitmap[:16] = bytes.fromhex("0f00000000000000 0300000000000000")
+    b.probe("clear some", clear_log, 4, 0, 67)
+    bitmap[:8] = bytes.fromhex("0400000000000000")
+    b.probe("clear the last", clear_log, 4, 64, 3)
+    _get_log(vm, bitmap, 4)
+    b.record("what is left", bitmap[:16])
