@@ -210,6 +210,10 @@ class Bench:
 
     # Clearing up
 
+    def keep(self, thing: K) -> K:
+        """Close `thing` when the case is over."""
+        return self._keep(thing)
+
     def _keep(self, thing: K) -> K:
         self._open.append(thing)
         if isinstance(thing, Mapping):

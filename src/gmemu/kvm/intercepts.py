@@ -157,6 +157,7 @@ def _failure(vcpu: Vcpu, exit_: EmulationFailure) -> int:
 
     With the instruction's bytes, where user space may have them (prepare_emulation_failure_exit).
     """
+    vcpu.stat["insn_emulation_fail"] += 1
     code = vcpu.machine.code_at_rip() if vcpu.machine is not None else b""
     data = [len(code) and 1, len(code) | int.from_bytes(code[:7], "little") << 8, int.from_bytes(code[7:15], "little")]
     details = kvm_exit_internal_error(

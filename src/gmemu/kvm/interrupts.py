@@ -53,11 +53,13 @@ def inject(vcpu: Vcpu) -> None:
         return
     if nmi:
         vcpu.nmi_pending -= 1
+        vcpu.stat["nmi_injections"] += 1
         cpu.event = Event(_NMI, external=True)
         cpu.window_wanted = vector >= 0
         return
     vector = _take(vcpu)
     if vector >= 0:
+        vcpu.stat["irq_injections"] += 1
         cpu.event = Event(vector, external=True)
 
 
@@ -79,6 +81,7 @@ def block(vcpu: Vcpu) -> int:
         vcpu.wakeup.clear()
         if vcpu.mp_state is MpState.HALTED and has_events(vcpu):
             vcpu.mp_state = MpState.RUNNABLE
+            vcpu.stat["halt_wakeup"] += 1
         if vcpu.mp_state is MpState.RUNNABLE:
             return 1
         if task.pending_signals or vcpu.immediate_exit:

@@ -51,6 +51,7 @@ _U64 = (1 << 64) - 1
 _QUIRK_FIX_HYPERCALL = 1 << 5
 _YIELDS = {5: 7, 11: 13}
 """KVM_HC_KICK_CPU and _SCHED_YIELD, hints that nothing here depends on -> the KVM_FEATURE_* bit that goes with each"""
+_FAULT_STATS = {RetPf.EMULATE: "pf_emulate", RetPf.SPURIOUS: "pf_spurious"}
 RESET_VECTOR_GFN = 0xFFFFFFF0 >> PAGE_SHIFT
 
 
@@ -86,6 +87,7 @@ def _run(vcpu: Vcpu) -> int:
         vm.rt.task_work_run()
         if task.pending_signals:
             vcpu.set_exit(ExitReason.INTR)
+            vcpu.stat["signal_exits"] += 1
             raise rules.RUN_SIGNAL()
         if vm.vm_dead:
             raise rules.VM_DEAD()
@@ -129,6 +131,7 @@ def _enter_guest(vcpu: Vcpu) -> int:
         vcpu.has_run = True
         sync_to_vapic(vcpu)
         exit_ = vcpu.cpu.enter(completion)
+        vcpu.stat["exits"] += 1
         sync_from_vapic(vcpu)
     try:
         with vcpu.vm.srcu.read:
@@ -159,6 +162,7 @@ def _handle_exit(vcpu: Vcpu, exit_: Exit) -> int:
     if isinstance(exit_, PortIo):
         return _emulate_io(vcpu, exit_)
     if isinstance(exit_, Hlt):
+        vcpu.stat["halt_exits"] += 1
         if vcpu.apic is not None and vcpu.cpu.runs_code:
             vcpu.mp_state = MpState.HALTED
             return 1
@@ -179,8 +183,10 @@ def _handle_exit(vcpu: Vcpu, exit_: Exit) -> int:
 
 def _window(vcpu: Vcpu) -> int:
     """The guest was left without a reason of its own; perhaps as it can now take the interrupt that user space has."""
+    vcpu.stat["irq_exits"] += 1
     if vcpu.wants_window and vcpu.machine is not None and vcpu.machine.interruptible and vcpu.interrupt < 0:
         vcpu.set_exit(ExitReason.IRQ_WINDOW_OPEN)
+        vcpu.stat["request_irq_exits"] += 1
         return 0
     return 1
 
@@ -190,7 +196,9 @@ def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
     vm = vcpu.vm
     gfn = exit_.gpa >> PAGE_SHIFT
     error_code = vm.arch.synthesize_error_code(gfn, exit_.error_code)
+    vcpu.stat["pf_taken"] += 1
     result = vm.mmu.page_fault(vcpu, gfn, error_code)
+    vcpu.stat[_FAULT_STATS.get(result, "pf_fixed")] += 1
     if result is RetPf.EMULATE:
         if vcpu.cpu.runs_code:
             vcpu.cpu.emulate(exit_.gpa)
@@ -203,6 +211,7 @@ def _handle_page_fault(vcpu: Vcpu, exit_: NestedPageFault) -> int:
 
 def _emulate_mmio(vcpu: Vcpu, access: Access) -> int:
     """The instruction emulator: KVM_EXIT_MMIO in pieces of at most 8 bytes, then the instruction is done."""
+    vcpu.stat["insn_emulation"] += 1
     loaded = bytearray()
 
     def piece(at: int) -> int:
@@ -217,6 +226,7 @@ def _emulate_mmio(vcpu: Vcpu, access: Access) -> int:
         data = access.data[at : at + n].ljust(8, b"\0")
         details = kvm_exit_mmio(phys_addr=access.gpa + at, data=data, len=n, is_write=int(access.write))
         vcpu.set_exit(ExitReason.MMIO, details)
+        vcpu.stat["mmio_exits"] += 1
 
         def complete() -> int:
             answer = vcpu.exit_details(kvm_exit_mmio)
@@ -232,6 +242,7 @@ def _emulate_mmio(vcpu: Vcpu, access: Access) -> int:
 
 def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
     """KVM_EXIT_IO: the data is on the page behind kvm_run."""
+    vcpu.stat["io_exits"] += 1
     memory, page = vcpu.vm.host.memory, vcpu.pio_pfn << PAGE_SHIFT
     length = len(exit_.data)
     size = exit_.size or length
@@ -255,6 +266,7 @@ def _emulate_io(vcpu: Vcpu, exit_: PortIo) -> int:
 
 def _emulate_hypercall(vcpu: Vcpu, exit_: Vmmcall) -> int:
     """____kvm_emulate_hypercall(): of the calls that concern memory there is one, and it needs user space's consent."""
+    vcpu.stat["hypercalls"] += 1
     if exit_.cpl:
         vcpu.completion = -1  # KVM_EPERM
         return 1

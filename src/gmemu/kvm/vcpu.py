@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from threading import Event
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from ..rules import BusError, KernelError
 from ..rules import kvm as rules
 from ..uapi.ioctl import ioctl_type
 from ..uapi.kvm import (
+    KVM_GET_STATS_FD,
     KVM_MEMORY_ENCRYPT_OP,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
     KVM_RUN,
@@ -34,6 +36,7 @@ from ..uapi.layout import Struct
 from .clock import Clock
 from .lapic import LocalApic
 from .mmu import prefault_page
+from .stats import vcpu_get_stats_fd
 
 if TYPE_CHECKING:
     from ..mm.process import Process
@@ -86,6 +89,7 @@ class Vcpu:
         self.cpuid: list[bytes] = []
         self.mp_state = MpState.RUNNABLE
         self.has_run = False
+        self.stat: Counter[str] = Counter()
         self.interrupt = -1
         """vector that KVM_INTERRUPT queued, or -1"""
         self.nmi_pending = 0
@@ -289,6 +293,8 @@ class VcpuFile(File):
                 from .run import vcpu_ioctl_run
 
                 return vcpu_ioctl_run(vcpu, arg)
+            if request == KVM_GET_STATS_FD:
+                return vcpu_get_stats_fd(vcpu, arg)
             handler = vm.arch.vcpu_ioctl(request)
             if handler is None:
                 raise rules.VCPU_IOCTL(f"{request:#x}")

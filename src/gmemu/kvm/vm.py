@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from ..uapi.kvm import (
     KVM_CREATE_VCPU,
     KVM_ENABLE_CAP,
     KVM_GET_DIRTY_LOG,
+    KVM_GET_STATS_FD,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
     KVM_MEMORY_ENCRYPT_OP,
@@ -43,6 +45,7 @@ from .guest_memfd.file import GmemFile, kvm_gmem_create
 from .memslots import Memslot, Memslots, set_memory_region
 from .mmu import KvmMmuNotifier, Mmu
 from .msr_filter import MsrFilter, set_msr_filter
+from .stats import vm_get_stats_fd
 
 if TYPE_CHECKING:
     from .host import Host
@@ -92,6 +95,7 @@ class Vm:
         self.last_tsc_write: tuple[int, int] | None = None
         self.apic_bus_cycle_ns = 1
         self.vm_dead = self.vm_bugged = False
+        self.stat: Counter[str] = Counter()
         self.memslots = (Memslots(), Memslots())
         self.had_memslots = False
         self.mmu = Mmu(self)
@@ -148,8 +152,11 @@ class Vm:
 
     def flush_remote_tlbs(self) -> None:
         """kvm_flush_remote_tlbs(): no vCPU uses a translation that it had before."""
+        self.stat["remote_tlb_flush_requests"] += 1
+        self.stat["remote_tlb_flush"] += 1
         for vcpu in self.vcpus:
             self.rt.writes(("tlb", vcpu.cpu.tlb))
+            vcpu.stat["tlb_flush"] += 1
             vcpu.cpu.tlb.flush()
 
     def exits_on_hypercall(self, nr: int) -> bool:
@@ -252,5 +259,6 @@ _IOCTLS: dict[int, Callable[[Vm, UserPointer], int]] = {
     KVM_MEMORY_ENCRYPT_OP: _mem_enc_op,
     KVM_GET_DIRTY_LOG: get_dirty_log,
     KVM_CLEAR_DIRTY_LOG: clear_dirty_log,
+    KVM_GET_STATS_FD: vm_get_stats_fd,
     KVM_X86_SET_MSR_FILTER: set_msr_filter,
 }

@@ -73,6 +73,8 @@ class Profile(NamedTuple):
     """mremap() that only moves takes several mappings at once."""
     mremap_splits_locked: bool
     """MREMAP_DONTUNMAP unlocks only what it moves, not all of the mapping."""
+    counts_shadow_pages: bool
+    """A VM's statistics have mmu_shadow_pages."""
     vm_tsc_after_vcpus: bool
     """The frequency that new vCPUs get can be set while there are others already."""
     vcpu_encrypt_op: bool

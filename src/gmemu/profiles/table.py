@@ -131,6 +131,7 @@ _MACHINE: dict[int, CapValues] = {
     Cap.SET_GUEST_DEBUG2: _same(0xF0003),
     Cap.XSAVE2: _same(4096),
     Cap.DISABLE_QUIRKS2: _same(0xFF),
+    Cap.BINARY_STATS_FD: _same(1),
 }
 """What a VMM that runs machine code on x86 asks about."""
 
@@ -186,6 +187,7 @@ LINUX_6_12 = Profile(
     anon_inodes_noexec=False,
     mremap_moves_many=False,
     mremap_splits_locked=True,
+    counts_shadow_pages=False,
     vm_tsc_after_vcpus=True,
     vcpu_encrypt_op=False,
     snp_policy_bits=_SNP_POLICY,
@@ -210,6 +212,7 @@ LINUX_6_18 = LINUX_6_12._replace(
     mremap_moves_many=True,
     fallocate_modes=0xFB,
     mremap_splits_locked=False,
+    counts_shadow_pages=False,
     vm_tsc_after_vcpus=False,
     vcpu_encrypt_op=True,
     bind_offset_is_unsigned=False,
@@ -223,6 +226,7 @@ LINUX_6_18 = LINUX_6_12._replace(
 
 LINUX_7_3 = LINUX_6_18._replace(
     name="linux-7.3",
+    counts_shadow_pages=True,
     vm_types=_TYPES_7_3,
     title="two pools; populate pins its source first; bindings checked without sign",
     source="Linux 7.3-rc7",

@@ -33,9 +33,14 @@ from .kvm_x86 import (
     kvm_xcrs,
     kvm_xsave,
 )
-from .layout import Struct, char, s32, u8, u16, u32, u64
+from .layout import Struct, char, s16, s32, u8, u16, u32, u64
 
 __all__ = [
+    "KVM_STATS_NAME_SIZE",
+    "StatType",
+    "StatUnit",
+    "kvm_stats_desc",
+    "kvm_stats_header",
     "GUEST_MEMFD_FLAG_INIT_SHARED",
     "GUESTMEM_HUGETLB_FLAG_1GB",
     "GUESTMEM_HUGETLB_FLAG_2MB",
@@ -668,6 +673,51 @@ class kvm_signal_mask(Struct):
     """Head of the argument of KVM_SET_SIGNAL_MASK; `len` bytes of a kernel sigset follow."""
 
     len: int = u32()
+
+
+KVM_STATS_NAME_SIZE = 48
+
+
+class StatType(IntEnum):
+    """KVM_STATS_TYPE_*: what a value of a stats descriptor is, in its flags."""
+
+    CUMULATIVE = 0
+    INSTANT = 1
+    PEAK = 2
+    LINEAR_HIST = 3
+    LOG_HIST = 4
+
+
+class StatUnit(IntEnum):
+    """KVM_STATS_UNIT_*, in the same flags; the base is ten (KVM_STATS_BASE_POW10, 0)."""
+
+    NONE = 0x00
+    BYTES = 0x10
+    SECONDS = 0x20
+    CYCLES = 0x30
+    BOOLEAN = 0x40
+
+
+class kvm_stats_header(Struct):
+    """What a descriptor of KVM_GET_STATS_FD begins with; offsets in bytes."""
+
+    flags: int = u32()
+    name_size: int = u32()
+    num_desc: int = u32()
+    id_offset: int = u32()
+    desc_offset: int = u32()
+    data_offset: int = u32()
+
+
+class kvm_stats_desc(Struct):
+    """One kind of value: `size` words of 8 bytes at `offset` from the data's start (bytes)."""
+
+    flags: int = u32()
+    exponent: int = s16()
+    size: int = u16()
+    offset: int = u32()
+    bucket_size: int = u32()
+    name: bytes = char(KVM_STATS_NAME_SIZE)
 
 
 class kvm_create_device(Struct):

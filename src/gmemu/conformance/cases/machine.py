@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ...api.descriptor import Descriptor
 from ...uapi.kvm import (
     KVM_CREATE_DEVICE,
     KVM_GET_CLOCK,
@@ -12,6 +13,7 @@ from ...uapi.kvm import (
     KVM_GET_MSR_FEATURE_INDEX_LIST,
     KVM_GET_MSR_INDEX_LIST,
     KVM_GET_SREGS2,
+    KVM_GET_STATS_FD,
     KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_EVENTS,
     KVM_GET_XCRS,
@@ -39,6 +41,8 @@ from ...uapi.kvm import (
     kvm_create_device,
     kvm_device_attr,
     kvm_signal_mask,
+    kvm_stats_desc,
+    kvm_stats_header,
 )
 from ...uapi.kvm_x86 import (
     kvm_clock_data,
@@ -58,6 +62,34 @@ from ..bench import PAGE, Bench
 from ..case import case
 
 _APIC_BUS_CYCLES_NS = 237
+
+
+@case("machine", each_vm=False)
+def statistics(b: Bench) -> None:
+    vm = b.vm(0)
+    for whose, of in (("a VM's", vm), ("a vCPU's", b.vcpu(vm))):
+        file = b.keep(Descriptor(b.door, b.door.ioctl(of.fd, KVM_GET_STATS_FD, 0)))
+        again = b.keep(Descriptor(b.door, b.door.ioctl(of.fd, KVM_GET_STATS_FD, 1 << 40)))
+        head = b.door.read(file.fd, kvm_stats_header.SIZE)
+        header = kvm_stats_header.unpack_from(head)
+        b.record(f"{whose} header", repr(header))
+        name = b.door.read(file.fd, header.name_size)
+        b.record(f"{whose} name", name.rstrip(b"\0").rpartition(b"-")[0] if b"/" not in name else name.partition(b"/")[2])
+        size = kvm_stats_desc.SIZE
+        raw = b.door.read(file.fd, header.num_desc * size)
+        for i in range(header.num_desc):
+            b.record(f"{whose} statistic {i}", repr(kvm_stats_desc.unpack_from(raw, i * size)))
+        values = b.door.read(file.fd, 1 << 20)
+        b.record(f"{whose} values, in bytes", len(values))
+        b.probe(f"{whose} end", b.door.read, file.fd, 8)
+        b.probe(f"{whose} header again", b.door.pread, again.fd, 8, 0)
+        b.probe(f"{whose} values, beyond", b.door.pread, again.fd, 8, 1 << 40)
+        b.probe(f"{whose} values, before", b.door.pread, again.fd, 8, -1)
+        b.probe(f"write {whose}", b.door.write, again.fd, b"x")
+        b.probe(f"pwrite {whose}", b.door.pwrite, again.fd, b"x", 0)
+        b.probe(f"truncate {whose}", b.door.ftruncate, again.fd, 0)
+        b.probe(f"an ioctl of {whose}", b.door.ioctl, again.fd, KVM_GET_STATS_FD, 0)
+        b.probe(f"map {whose}", b.door.mmap, b.room(PAGE), PAGE, 1, 1, again.fd, 0)
 
 
 @case("machine", each_vm=False)
