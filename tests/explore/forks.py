@@ -48,7 +48,7 @@ class Table:
 
     def key(self) -> Hashable:
         """Where each is, and who has each fork."""
-        return tuple(self.at), tuple(self.forks)
+        return bytes((*self.at, *(len(self.at) if who is None else who for who in self.forks)))
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -86,6 +86,7 @@ class _Snapshot:
     def __init__(self, things: list[object]) -> None:
         self._lists: list[tuple[Any, Any]] = []
         self._dicts: list[tuple[Any, Any]] = []
+        self._slots: list[tuple[Callable[[Any, Any], object], Any, Any]] = []
         self._others: list[tuple[Callable[[Any], object], Any]] = []
         self._hashes: set[int] = set()
         """those that an object was found to have"""
@@ -102,6 +103,8 @@ class _Snapshot:
         for thing, was in self._dicts:
             thing.clear()
             thing.update(was)
+        for set_slot, thing, was in self._slots:
+            set_slot(thing, was)
         for put, was in self._others:
             put(was)
 
@@ -153,7 +156,7 @@ class _Snapshot:
             except AttributeError:
                 self._others.append((_deleter(slot, thing), None))
             else:
-                self._others.append((_setter(slot, thing), was))
+                self._slots.append((slot.__set__, thing, was))
 
 
 def _plain(cls: type) -> bool:
@@ -175,10 +178,6 @@ def _another(thing: object, name: str) -> Callable[[Any], object]:
 def _slots(cls: type) -> list[types.MemberDescriptorType]:
     found = [value for base in cls.__mro__ for value in vars(base).values()]
     return [value for value in found if isinstance(value, types.MemberDescriptorType)]
-
-
-def _setter(slot: types.MemberDescriptorType, thing: object) -> Callable[[Any], object]:
-    return lambda was: slot.__set__(thing, was)
 
 
 def _deleter(slot: types.MemberDescriptorType, thing: object) -> Callable[[Any], object]:

@@ -51,21 +51,14 @@ class _There(Exception):
 
 
 class _Arrival:
-    """A schedule that begins every task, takes the given choices, and says who could go on from there."""
+    """A schedule that goes no further, and says who could."""
 
-    def __init__(self, choices: tuple[int, ...]) -> None:
-        self._left = list(reversed(choices))
+    def __init__(self) -> None:
         self.able: list[int] = []
 
     def choose(self, able: list[Thread]) -> int:
-        for i, thread in enumerate(able):
-            if thread.step.kind == "begin":
-                return i
-        if not self._left:
-            self.able = [thread.number for thread in able]
-            raise _There
-        wanted = self._left.pop()
-        return next(i for i, thread in enumerate(able) if thread.number == wanted)
+        self.able = [thread.number for thread in able]
+        raise _There
 
 
 def reach(build: Callable[[], Named], most: int = 1_000_000) -> States:
@@ -102,9 +95,10 @@ def _reach(worlds: Worlds[Named], most: int) -> States:
 def _go(worlds: Worlds[Named], choices: tuple[int, ...]) -> tuple[Hashable, list[int]]:
     """The state at the end of `choices`, and who can go on from it: nobody, in a deadlock or when all ended."""
     world = worlds.fresh()
-    arrival = _Arrival(choices)
+    arrival = _Arrival()
+    begins = range(len(world.runtime.names))
     with suppress(_There, Deadlock):
-        world.runtime.run(arrival.choose)
+        world.runtime.run(arrival.choose, None, (*begins, *choices))
     key = world.key()
     worlds.done(world, True)
     return key, arrival.able

@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from greenlet import getcurrent, greenlet
 
@@ -124,7 +124,7 @@ class NotDeterministic(RuntimeError):
 
 
 class _Abandoned(BaseException):
-    """Thrown into tasks that are still waiting when a run ends early."""
+    """Raised in tasks that are still waiting when a run ends early."""
 
 
 def _first(able: list[Thread]) -> int:
@@ -134,20 +134,8 @@ def _first(able: list[Thread]) -> int:
 class _Worker(greenlet):  # type: ignore[misc]
     """Runs one task's body after the other.  A greenlet that begins costs more than a short task does, so they're kept."""
 
-    idle: ClassVar[threading.local] = threading.local()
-    """by thread of this interpreter, as a greenlet never leaves its own"""
-
     job: tuple[ExploredRuntime, Callable[[], object]] | None
-
-    @classmethod
-    def with_job(cls, runtime: ExploredRuntime, body: Callable[[], object]) -> _Worker:
-        """One that will run `body` when it's switched to, and then go back to the runtime's hub."""
-        idle: list[_Worker] = cls.idle.__dict__.setdefault("workers", [])
-        worker = idle.pop() if idle else cls()
-        worker.job = runtime, body
-        worker.parent = runtime.hub
-        worker.gr_context = None
-        return worker
+    """What it does when it's switched to; then it goes to the runtime's hub."""
 
     def run(self) -> None:
         while True:
@@ -159,10 +147,17 @@ class _Worker(greenlet):  # type: ignore[misc]
                 runtime.raised = error
             hub = runtime.hub
             del runtime, body
-            self.idle.workers.append(self)
+            _workers().append(self)
             hub.switch()
 
 
+def _workers() -> list[_Worker]:
+    """Those with nothing to do.  Each thread of the interpreter has its own, as a greenlet never leaves it."""
+    found: list[_Worker] = _local.__dict__.setdefault("workers", [])
+    return found
+
+
+_local = threading.local()
 _NOT_BEGUN = greenlet()
 
 
@@ -376,9 +371,10 @@ class ExploredRuntime(Runtime):
         """what a task ended with"""
         self._schedule: Schedule = _first
         self._stopped: BaseException | None = None
+        self._abandoning = False
         self._observer: Observer | None = None
         self._given: Sequence[int] = ()
-        self._expected: Sequence[Step] = ()
+        self._expected: Sequence[Step] | None = None
         self._depth = self._known = 0
         self._domains = 0
         self._locks: list[_Mutex | _RWLock | _Srcu] = []
@@ -513,11 +509,11 @@ class ExploredRuntime(Runtime):
         schedule: Schedule,
         observer: Observer | None = None,
         given: Sequence[int] = (),
-        expected: Sequence[Step] = (),
+        expected: Sequence[Step] | None = None,
     ) -> None:
         """Run the spawned tasks to their ends in the order that `schedule` chooses.
 
-        The first choices are `given`, and have to be for the steps that are `expected` there (as `Step.same_as` goes).
+        The first choices are `given`, and have to be for the steps that are `expected` there, if any are (see `Step.same_as`).
         Raises what a task or the schedule raises, `Deadlock` when none of those left can go on, or `NotDeterministic`.
         """
         self.who, self.what, self.waiting, self.hub, self._schedule = [], [], [], getcurrent(), schedule
@@ -573,10 +569,17 @@ class ExploredRuntime(Runtime):
         else:
             self._running, self.current = chosen, chosen.current
             (chosen.where or self._begin(chosen)).switch()
+        if self._abandoning:
+            raise _Abandoned
 
     def _begin(self, thread: Thread) -> _Worker:
         """Something to run the task's body in."""
-        thread.where = worker = _Worker.with_job(self, thread.body)
+        idle = _workers()
+        thread.where = worker = idle.pop() if idle else _Worker()
+        worker.job = self, thread.body
+        worker.gr_context = None
+        if worker.parent is not self.hub:
+            worker.parent = self.hub
         return worker
 
     def _pick(self) -> Thread | None:
@@ -587,7 +590,8 @@ class ExploredRuntime(Runtime):
             if depth < self._known:
                 chosen = self._threads[self._given[depth]]
                 step = chosen.step
-                if (chosen.ready is not None and not chosen.ready()) or step is not self._expected[depth]:
+                ready, expected = chosen.ready, self._expected
+                if (ready is not None and not ready()) or (expected is not None and step is not expected[depth]):
                     self._check_given(depth, chosen)
             else:
                 able = [t for t in self._left if t.ready is None or t.ready()]
@@ -608,9 +612,10 @@ class ExploredRuntime(Runtime):
         """Whether the task that was given is there, can go on, and does what is expected."""
         if thread not in self._left:
             raise NotDeterministic(f"choice {depth}: {thread.name} was to run next, and has ended")
-        step, expected = thread.step, self._expected[depth]
+        step = thread.step
         if thread.ready is not None and not thread.ready():
             raise NotDeterministic(f"choice {depth}: {thread.name} was to run next, and can't {step!r}")
+        expected = self._expected[depth] if self._expected is not None else step
         if not step.same_as(expected):
             raise NotDeterministic(f"choice {depth}: {thread.name} is about to {step!r}, and was to {expected!r}")
 
@@ -639,10 +644,17 @@ class ExploredRuntime(Runtime):
             self._observer, self._running = observer, running
 
     def _abandon(self, left: list[Thread]) -> None:
-        """Unwind tasks that never got to their end; their clean-up takes no steps."""
-        for thread in left:
-            if thread.where:
-                thread.where.throw(_Abandoned)
+        """Unwind tasks that never got to their end; their clean-up takes no steps.
+
+        They find out when they are switched to: to throw an exception into a greenlet costs ten times as much.
+        """
+        self._abandoning = True
+        try:
+            for thread in left:
+                if thread.where:
+                    thread.where.switch()
+        finally:
+            self._abandoning = False
 
 
 class _Same:
