@@ -73,6 +73,7 @@ class Search:
         """what it would have tried there (depth, task, initials)"""
         self.runtime: ExploredRuntime
         self._at = 0
+        self._grouped = False
 
     @property
     def choices(self) -> tuple[int, ...]:
@@ -86,11 +87,13 @@ class Search:
         if self.analysis.tasks != len(runtime.names):
             self.analysis = Analysis(len(runtime.names))
         self.beyond = []
+        self._grouped = self.options.symmetry and any(runtime.groups)
         known = self.path[:-1]
         self._at = len(known)
         if self.sampler is not None:
             self.path, self._at, known = [], 0, []
             self.sampler.begin(self.drawn, len(runtime.names))
+        del self.positions[len(known) :]
         error: Exception | None = None
         ended = False
         try:
@@ -147,7 +150,6 @@ class Search:
             node = self._extend(able) if self.sampler is None else self._draw(self.sampler, able)
             path.append(node)
         node.position = len(self.runtime.who)
-        del self.positions[depth:]
         self.positions.append(node.position)
         chosen = node.chosen
         for i, thread in enumerate(able):
@@ -158,15 +160,14 @@ class Search:
     def _enabled(self, able: list[Thread]) -> dict[int, Step]:
         """Who may be chosen: all who can go on, but for one who has just yielded, and the later of those who are alike."""
         enabled = {thread.number: thread.step for thread in able}
-        if len(enabled) > 1:
-            at = self._at - 2
-            last = self.path[at] if at >= 0 else None
-            if last is not None:
-                kind = last.enabled[last.chosen].kind
-                if kind == "retry" or (kind == "resched" and self._yields(at) > 1):
-                    enabled.pop(last.chosen, None)
-            if self.options.symmetry:
-                self._drop_likes(able, enabled)
+        at = self._at - 2
+        if len(enabled) > 1 and at >= 0:
+            last = self.path[at]
+            kind = last.enabled[last.chosen].kind
+            if kind == "retry" or (kind == "resched" and self._yields(at) > 1):
+                enabled.pop(last.chosen, None)
+        if self._grouped:
+            self._drop_likes(able, enabled)
         return enabled
 
     def _drop_likes(self, able: list[Thread], enabled: dict[int, Step]) -> None:
@@ -198,32 +199,30 @@ class Search:
                 )
 
     def _extend(self, able: list[Thread]) -> Node:
-        last = self.path[-1] if self.path else None
+        depth = len(self.path)
+        last = self.path[-1] if depth else None
+        before = last.chosen if last is not None else -1
         enabled = self._enabled(able)
         sleep: dict[int, Step] = {}
-        if last is not None and self.options.reduce:
-            taken = last.enabled[last.chosen]
+        if last is not None and (last.sleep or last.done) and self.options.reduce:
+            taken = last.enabled[before]
             for task in (*last.sleep, *last.done):
                 step = last.enabled.get(task) or last.sleep.get(task)
-                if step is not None and task != last.chosen and task in enabled and not step.conflicts(taken):
+                if step is not None and task != before and task in enabled and not step.conflicts(taken):
                     sleep[task] = step
-        chosen = -1
-        depth = len(self.path)
         if depth < len(self.forced):
             chosen = self.forced[depth].chosen
-        elif last is not None and last.chosen in enabled and last.chosen not in sleep:
-            chosen = last.chosen
+        elif before in enabled and before not in sleep:
+            chosen = before
         else:
-            for task in enabled:
-                if task not in sleep:
-                    chosen = task
-                    break
-            else:
+            chosen = next((task for task in enabled if task not in sleep), -1)
+            if chosen < 0:
                 raise _Pruned
         node = Node(enabled, sleep, chosen)
         if last is not None:
-            node.preemptions = last.preemptions + self._is_preemption(len(self.path) - 1, last.chosen)
-            node.yields = self._yields(len(self.path) - 1)
+            node.preemptions = last.preemptions + self._is_preemption(depth - 1, before)
+            if last.yields or last.enabled[before].kind == "resched":
+                node.yields = self._yields(depth - 1)
         if depth < len(self.forced):
             node.done, node.todo = list(self.forced[depth].done), list(self.forced[depth].todo)
         elif not self.options.reduce:

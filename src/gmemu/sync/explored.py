@@ -513,7 +513,7 @@ class ExploredRuntime(Runtime):
     ) -> None:
         """Run the spawned tasks to their ends in the order that `schedule` chooses.
 
-        The first choices are `given`, and have to be for the steps that are `expected` there, if any are (see `Step.same_as`).
+        The first choices are `given`, and have to be for the steps that are `expected` there (as `Step.same_as` goes).
         Raises what a task or the schedule raises, `Deadlock` when none of those left can go on, or `NotDeterministic`.
         """
         self.who, self.what, self.waiting, self.hub, self._schedule = [], [], [], getcurrent(), schedule
