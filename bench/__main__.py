@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("launch_digest", "rim", "conversion", "footprint", "start_up", "exec", "explorer", "states")
+NAMES = ("launch_digest", "mrtd", "rim", "conversion", "footprint", "start_up", "exec", "explorer", "states")
 
 
 def main(names: list[str]) -> int:

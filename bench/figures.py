@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import NamedTuple
 
-__all__ = ["Figure", "fresh_process", "run_here"]
+__all__ = ["Figure", "against", "fresh_process", "run_here"]
 
 
 class Figure(NamedTuple):
@@ -35,3 +35,16 @@ def fresh_process(code: str, *args: str) -> float:
 def run_here(times: int, work: Callable[[], float]) -> float:
     """The median of `times` measurements."""
     return median(work() for _ in range(times))
+
+
+def against(what: str, size: int, computed: float, launched: float, bare: float, copied: float) -> Iterator[Figure]:
+    """A measurement of `size` bytes, computed and by a launch, beside the bare hashing of it and the copying (seconds)."""
+    pages = size >> 12
+    for name, took, limit, goal in (
+        (f"{what}, 256 MiB, computed, against bare hashing", computed, bare, 0.8),
+        (f"{what}, 256 MiB, by a launch, against bare hashing", launched, bare, 0.8),
+        (f"{what}, 256 MiB, by a launch, against bare hashing and one copy to new memory", launched, bare + copied, 0.0),
+    ):
+        note = f"{took:.3f} s ({pages / took:,.0f} pages/s) against {limit:.3f} s"
+        met = limit / took >= goal if goal else None
+        yield Figure(name, limit / took, "x", f">= {goal} x" if goal else "", met, note)

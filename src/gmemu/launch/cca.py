@@ -33,6 +33,7 @@ from .plan import MAX_VCPUS, MemoryRegion
 from .readfile import Contents
 
 if TYPE_CHECKING:
+    from ..api.mapping import Mapping
     from ..kvm.arch.cca import CcaVm
 
 __all__ = ["RAM_BASE", "CcaImage", "CcaLaunch", "CcaPlan", "CcaStep", "compute_rim", "measure_cca", "plan_cca"]
@@ -224,6 +225,10 @@ def ripas_entries(base: int, top: int, level: int) -> Iterator[tuple[int, int]]:
 # On a host
 
 
+STAGE = 2 << 20
+"""Bytes populated at a time: what one table of a realm covers."""
+
+
 class CcaLaunch(Launch):
     """One realm, from creation to activation.  `measurement` is the RIM."""
 
@@ -270,18 +275,26 @@ class CcaLaunch(Launch):
         self.called("KVM_ARM_VCPU_INIT", f"{len(self.vcpus)} vCPUs, PC {self.plan.pc:#x}, X0 {self.plan.x0:#x}")
 
     def populate(self, step: CcaStep) -> None:
-        """Conversion, then KVM_ARM_RMI_POPULATE from elsewhere."""
-        block = self.vmm.block_at(step.gpa)
-        offset = step.gpa - block.gpa
-        block.buffer[offset : offset + len(step.contents)] = step.contents
-        source = block.buffer.address + offset
+        """Conversion, then KVM_ARM_RMI_POPULATE from elsewhere: contents go by way of a buffer, so that they aren't twice in
+        memory when all is done."""
         try:
             self.vmm.convert(step.gpa, step.size, private=True)
-            populate_cca(self.vm.cca, step.gpa, step.size, source)
+            with self.kvm.anonymous(min(step.size, STAGE)) as stage:
+                for at in range(0, step.size, STAGE):
+                    self._populate_part(step, at, stage)
         except (VmmError, OSError) as error:
             raise LaunchError(f"POPULATE of {step.name} at {step.gpa:#x} failed: {error}") from error
-        self.called(f"KVM_ARM_RMI_POPULATE {step.name}", f"{step.pages} pages measured at {step.gpa:#x}, from {source:#x}")
-        self.progressed(step.pages, self.plan.pages)
+        self.called(f"KVM_ARM_RMI_POPULATE {step.name}", f"{step.pages} pages measured at {step.gpa:#x}, from a buffer")
+
+    def _populate_part(self, step: CcaStep, at: int, stage: Mapping) -> None:
+        """As much of a step as the buffer takes, from `at` on."""
+        size = min(STAGE, step.size - at)
+        with memoryview(step.contents) as contents, contents[at : at + size] as part:
+            stage[: len(part)] = part
+            if len(part) < size:
+                stage[len(part) : size] = bytes(size - len(part))
+        populate_cca(self.vm.cca, step.gpa + at, size, stage.address)
+        self.progressed(size // PAGE_SIZE, self.plan.pages)
 
     def activate(self) -> None:
         """The first KVM_RUN, which comes back at once: RECs, RIPAS, activation."""
