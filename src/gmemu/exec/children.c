@@ -215,8 +215,11 @@ static void say(const char *path, const char *why, const char *consequence)
 	dprintf(STDERR_FILENO, "gmemu exec: %s %s: nothing can be put in front of its system calls, so %s\n", path, why, consequence);
 }
 
-/* From here on this thread, and whatever it becomes, gets nothing from a real KVM.  Without privilege, so none can be got later. */
-static void confine(void)
+/*
+ * From here on this thread, and whatever it becomes, gets nothing from a real KVM.  Without privilege, so none can be got later.
+ * False, with errno EACCES and having said why, where the real kernel hasn't what it takes.
+ */
+static bool confine(const char *path)
 {
 	struct sock_filter filter[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -229,8 +232,13 @@ static void confine(void)
 	};
 	struct sock_fprog program = {sizeof(filter) / sizeof(*filter), filter};
 
-	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-	prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+	if (!prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+		return true;
+	say(path, "can't be intercepted",
+	    "it would have to be kept from this machine's own /dev/kvm by seccomp, which this machine's kernel lacks or refuses: it isn't "
+	    "started. All programs that are dynamically linked with glibc still work");
+	errno = EACCES;
+	return false;
 }
 
 /* 0 if `path` may be started, confined or not, else -1 with errno EACCES, having said why. */
@@ -267,10 +275,8 @@ EXPORT int execve(const char *path, char *const argv[], char *const envp[])
 {
 	bool confined;
 
-	if (may_start(path, &confined))
+	if (may_start(path, &confined) || (confined && !confine(path)))
 		return -1;
-	if (confined)
-		confine();
 	close_ours_on_exec(true);
 	NEXT(execve)(path, argv, COMPLETE(envp));
 	close_ours_on_exec(false);
@@ -303,10 +309,8 @@ EXPORT int execvpe(const char *file, char *const argv[], char *const envp[])
 	char found[PATH_SIZE];
 	bool confined;
 
-	if (may_start(search(file, found), &confined))
+	if (may_start(search(file, found), &confined) || (confined && !confine(file)))
 		return -1;
-	if (confined)
-		confine();
 	close_ours_on_exec(true);
 	NEXT(execvpe)(file, argv, COMPLETE(envp));
 	close_ours_on_exec(false);
@@ -327,10 +331,8 @@ EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const
 		snprintf(named, sizeof(named), "%s", path);
 	else
 		snprintf(named, sizeof(named), "/proc/self/fd/%d%s%s", dirfd, path[0] ? "/" : "", path);
-	if (may_start(named, &confined))
+	if (may_start(named, &confined) || (confined && !confine(named)))
 		return -1;
-	if (confined)
-		confine();
 	close_ours_on_exec(true);
 	NEXT(execveat)(dirfd, path, argv, COMPLETE(envp), flags);
 	close_ours_on_exec(false);
@@ -404,7 +406,10 @@ static void *spawn_confined(void *argument)
 {
 	struct spawn *s = argument;
 
-	confine();
+	if (!confine(s->path)) {
+		s->result = errno;
+		return NULL;
+	}
 	s->result = s->function(s->pid, s->path, s->actions, s->attributes, s->argv, s->envp);
 	return NULL;
 }

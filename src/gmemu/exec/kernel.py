@@ -19,7 +19,8 @@ from ..faults.points import Points
 from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.vcpu import VcpuFile
 from ..mm.uaccess import copy_from_user, read_user, write_user
-from ..rules import MemoryFault
+from ..rules import KernelError, MemoryFault
+from ..rules import gmemu as own_rules
 from ..uapi.ioctl import ioctl_size
 from ..uapi.kvm import (
     KVM_MEMORY_ENCRYPT_OP,
@@ -64,6 +65,8 @@ def _errno(call: Call) -> Call:
             return -EFAULT
         except OSError as error:
             self.failed.error = error
+            if isinstance(error, KernelError) and error.rule is own_rules.NO_USERFAULTFD:
+                self.complain(error)
             return -(error.errno or EIO)
 
     return wrapped
@@ -84,6 +87,7 @@ class ExecKernel:
         self.settings, self.real = settings, real
         self.failed = threading.local()
         """.error: why this thread's last call failed"""
+        self._complained = False
         self._points = Points() if settings.points else None
         faults = Faults(*settings.inject.splitlines(), observer=self._points) if settings.inject or settings.points else None
         self.host = RealHost(settings.profile, real, platform=settings.platform, faults=faults)
@@ -92,6 +96,13 @@ class ExecKernel:
         assert isinstance(process, RealProcess)
         self.process = process
         self._family = Family(self.host, self.door.task, self._carry_out)
+
+    def complain(self, error: KernelError) -> None:
+        """Say on standard error, once, what this machine lacks, and what works all the same."""
+        if not self._complained:
+            self._complained = True
+            works = "VMs without private memory, and guest_memfd that nobody maps, still work"
+            os.write(2, f"gmemu exec: {error.rule.text} ({error.found}): {works}. {error.rule.advice}\n".encode())
 
     # Files
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..hw.real_memory import ProcessMemory, RealMemory
 from ..rangemap import RangeMap
-from ..rules import SegmentationFault
+from ..rules import KernelError, SegmentationFault
+from ..rules import gmemu as own_rules
 from ..rules import mm as rules
 from ..sync import Runtime
 from ..uapi.mman import MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_FIXED, MAP_SHARED
@@ -207,6 +208,9 @@ class RealAddressSpace(AddressSpace):
         vma = super().map_region(start, pages, prot, shared, file, pgoff, locked=locked, reserve=reserve)
         try:
             self._map_real(vma)
+        except KernelError:
+            self.unmap_region(start, start + pages)
+            raise
         except OSError as error:
             self.unmap_region(start, start + pages)
             raise rules.MMAP_REAL(f"{pages} pages: {error.strerror}") from error
@@ -277,7 +281,7 @@ class RealAddressSpace(AddressSpace):
         if start >= end:
             return
         if not self._has_gate:
-            self._process.gate_open()
+            self._open_gate()
             self._has_gate = True
         first = max(start - start % CHUNK, vma.start)
         last = min(end + -end % CHUNK, _placed_end(vma))
@@ -289,6 +293,12 @@ class RealAddressSpace(AddressSpace):
         for s, e in fresh:
             self._map_present(vma, s, min(e, start))
             self._map_present(vma, max(s, end), e)
+
+    def _open_gate(self) -> None:
+        try:
+            self._process.gate_open()
+        except OSError as error:
+            raise own_rules.NO_USERFAULTFD(f"{error.strerror}") from error
 
     def _allow(self, vma: Vma, start: int, end: int) -> None:
         """Give pages: whole chunks are let go, others mapped one by one."""
@@ -380,7 +390,7 @@ class RealAddressSpace(AddressSpace):
         """In the child of a real fork: userfaultfd wasn't handed on, nor was any page mapped."""
         if not self._has_gate:
             return
-        self._process.gate_open()
+        self._open_gate()
         for s, e, _ in self._gated.runs():
             self._process.gate_register(s << PAGE_SHIFT, e - s << PAGE_SHIFT)
         for vma in self.vmas:

@@ -35,6 +35,13 @@ SNP_VMGEXIT = rule(
     "gmemu",
     advice="A scripted guest has methods for port access and hypercalls.",
 )
+NO_USERFAULTFD = rule(
+    "gmemu.exec.userfaultfd",
+    EOPNOTSUPP,
+    "this machine's kernel must have userfaultfd, which alone keeps mapped private memory from a real process",
+    "gmemu exec",
+    advice="Linux 5.14 has all of it; a container's seccomp profile may refuse it.",
+)
 IOCTL = rule(
     "gmemu.ioctl",
     ENOTTY,
