@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from gmemu import ExitReason
-from gmemu.uapi.kvm import KVM_INTERRUPT
+from gmemu.uapi.kvm import KVM_INTERRUPT, KVM_SET_GUEST_DEBUG
+from gmemu.uapi.kvm_x86 import kvm_debug_exit_arch, kvm_guest_debug
 
 from .code import CODE, DATA, Machine, needs_unicorn
 from .world import World
@@ -213,3 +214,68 @@ class TestLongMode:
         exit_.answer_io(b"zw")
         assert machine.run().reason is ExitReason.HLT
         assert machine.get(DATA + 0xFFE, 4) == b"xyzw"
+
+
+class TestBreakpoints:
+    """Debug registers, of user space by KVM_SET_GUEST_DEBUG or the guest's own."""
+
+    @staticmethod
+    def debug(machine: Machine, address: int, dr7: int, control: int = 1 | 1 << 17) -> None:
+        """KVM_SET_GUEST_DEBUG, hardware breakpoints, with `address` in DR0."""
+        args = kvm_guest_debug(control=control, debugreg=(address, 0, 0, 0, 0, 0, 0, dr7))
+        machine.vcpu.ioctl(KVM_SET_GUEST_DEBUG, bytearray(args.pack()))
+
+    @staticmethod
+    def stopped(machine: Machine) -> tuple[int, int]:
+        """Where the guest is, and DR6's low bits, after KVM_EXIT_DEBUG."""
+        exit_ = machine.run()
+        assert exit_.reason is ExitReason.DEBUG
+        details = exit_.details(kvm_debug_exit_arch)
+        return details.pc - CODE, details.dr6 & 0xE00F
+
+    def test_a_store_is_seen_after_it(self, machine: Machine) -> None:
+        # mov rbx, DATA; mov eax, [rbx]; mov [rbx+6], rax; hlt
+        machine.long_mode(bytes.fromhex("48c7c300000200 8b03 48894306 f4"))
+        self.debug(machine, DATA + 8, 0x401 | 1 << 16 | 3 << 18)  # four bytes, stores only
+        assert self.stopped(machine) == (13, 1)
+        assert machine.run().reason is ExitReason.HLT
+
+    def test_a_load_counts_if_it_is_asked_for(self, machine: Machine) -> None:
+        # mov rbx, DATA; mov eax, [rbx]; mov [rbx+8], rax; hlt
+        machine.long_mode(bytes.fromhex("48c7c300000200 8b03 48894308 f4"))
+        self.debug(machine, DATA, 0x401 | 3 << 16)
+        assert self.stopped(machine) == (9, 1)
+        assert machine.run().reason is ExitReason.HLT
+
+    def test_each_instruction_of_any_kind_is_one_step(self, machine: Machine) -> None:
+        # xor eax, eax; cpuid; mov rbx, 0x300000; mov eax, [rbx]; nop; hlt
+        machine.long_mode(bytes.fromhex("31c0 0fa2 48c7c300003000 8b03 90 f4"))
+        self.debug(machine, 0, 0x400, 1 | 2)
+        assert [self.stopped(machine) for _ in range(3)] == [(2, 0x4000), (4, 0x4000), (11, 0x4000)]
+        exit_ = machine.run()
+        assert exit_.reason is ExitReason.MMIO
+        exit_.answer_mmio(bytes(4))
+        assert [self.stopped(machine) for _ in range(2)] == [(13, 0x4000), (14, 0x4000)]
+
+    def test_guarded_debug_registers(self, machine: Machine) -> None:
+        machine.long_mode(bytes.fromhex("90 0f21c0 f4"))  # nop; mov rax, dr0; hlt
+        self.debug(machine, 0, 0x400 | 1 << 13)
+        assert self.stopped(machine) == (1, 1 << 13)
+        self.debug(machine, 0, 0, 0)
+        assert machine.run().reason is ExitReason.HLT
+
+    def test_a_guest_s_own_watchpoint_is_its_own_exception(self, machine: Machine) -> None:
+        # mov rax, DATA; mov dr0, rax; mov ecx, 0x10401; mov dr7, rcx; mov [rax], al; hlt
+        machine.long_mode(bytes.fromhex("48c7c000000200 0f23c0 b901040100 0f23f9 8800 f4"))
+        machine.handler64(1, CODE + 0x100)
+        machine.put(CODE + 0x100, bytes.fromhex("0f21f3 488b0c24 f4"))  # mov rbx, dr6; mov rcx, [rsp]; hlt
+        assert machine.run().reason is ExitReason.HLT
+        assert (machine.vcpu.regs.rbx & 0xE00F, machine.vcpu.regs.rcx) == (1, CODE + 20)
+
+    def test_a_guest_s_own_breakpoint_is_passed_after_it(self, machine: Machine) -> None:
+        # mov rax, the nop; mov dr0, rax; mov ecx, 0x401; mov dr7, rcx; nop; hlt
+        machine.long_mode(bytes.fromhex("48c7c012a00000 0f23c0 b901040000 0f23f9 90 f4"))
+        machine.handler64(1, CODE + 0x100)
+        machine.put(CODE + 0x100, bytes.fromhex("48ffc3 48cf"))  # inc rbx; iretq
+        assert machine.run().reason is ExitReason.HLT
+        assert (machine.vcpu.regs.rbx, machine.vcpu.regs.rip) == (1, CODE + 20)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..hw.x86.events import Event
 from ..rules import kvm as rules
 from ..uapi.kvm import ExitReason, MpState
+from ..uapi.kvm_x86 import KVM_GUESTDBG_BLOCKIRQ
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -46,6 +47,8 @@ def inject(vcpu: Vcpu) -> None:
         return
     nmi, vector = vcpu.nmi_pending, pending_vector(vcpu)
     cpu.window_wanted = vcpu.wants_window
+    if vcpu.guest_debug & KVM_GUESTDBG_BLOCKIRQ:
+        return
     if not nmi and vector < 0:
         return
     if cpu.in_instruction or (not nmi and not cpu.interruptible):

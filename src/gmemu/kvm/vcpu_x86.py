@@ -221,7 +221,8 @@ def _set_guest_debug(vcpu: Vcpu, arg: UserPointer) -> int:
     )
     cpu.single_step = enabled and bool(debug.control & _DEBUG_STEP)
     vcpu.guest_debug_dr7 = debug.debugreg[7] if enabled and debug.control & _DEBUG_HW else 0
-    cpu.set_breakpoints(debug.debugreg[:4], vcpu.guest_debug_dr7)
+    own = enabled and bool(debug.control & _DEBUG_HW)
+    cpu.host_breakpoints = (debug.debugreg[:4], vcpu.guest_debug_dr7) if own else None
     return 0
 
 

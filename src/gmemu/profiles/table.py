@@ -128,7 +128,7 @@ _MACHINE: dict[int, CapValues] = {
     Cap.X2APIC_API: _same(3),
     Cap.X86_DISABLE_EXITS: _same(15),
     Cap.X86_USER_SPACE_MSR: _same(7),
-    Cap.SET_GUEST_DEBUG2: _same(0xF0003),
+    Cap.SET_GUEST_DEBUG2: _same(0x1F0003),
     Cap.XSAVE2: _same(4096),
     Cap.DISABLE_QUIRKS2: _same(0xFF),
     Cap.BINARY_STATS_FD: _same(1),

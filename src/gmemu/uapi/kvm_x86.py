@@ -50,6 +50,7 @@ __all__ = [
     "kvm_lapic_state",
     "kvm_xsave",
     "kvm_vcpu_events",
+    "KVM_GUESTDBG_BLOCKIRQ",
     "kvm_guest_debug",
     "kvm_sregs2",
     "kvm_pit_config",
@@ -320,6 +321,9 @@ class kvm_vcpu_events(Struct):
     reserved: tuple[int, ...] = u8(26)
     exception_has_payload: int = u8()
     exception_payload: int = u64()
+
+
+KVM_GUESTDBG_BLOCKIRQ = 0x00100000
 
 
 class kvm_guest_debug(Struct):

@@ -39,6 +39,7 @@ from ..cpu import (
 from ..memory import PAGE_SHIFT, PAGE_SIZE, PhysicalMemory
 from ..registers import Registers
 from ..tlb import Tlb, Translation
+from .breakpoints import DR6_BS, breakpoints
 from .emulate import DeviceStep, Instruction, begin_instruction
 from .engine import DEVICE_PADDR, Engine, available
 from .env import Env
@@ -51,7 +52,6 @@ __all__ = ["MachineCpu", "NotMemory"]
 _KINDS = {16: READ, 17: WRITE, 18: EXEC}
 _OFFSET = PAGE_SIZE - 1
 _DB, _UD = 1, 6
-_DR6_BS = 1 << 14
 _RF, _IF = 1 << 16, 1 << 9
 _WINDOW_STEPS = 2
 
@@ -110,7 +110,11 @@ class MachineCpu(Cpu):
         self._failure: BaseException | None = None
         self._instruction: Instruction | None = None
         self._step: DeviceStep | None = None
-        self._breakpoints: dict[int, int] = {}
+        self.host_breakpoints: tuple[Sequence[int], int] | None = None
+        """DR0 to DR3 and DR7 of who debugs the guest, which take the place of the guest's"""
+        self._breakpoints = breakpoints((), 0)
+        self._watched: dict[int, int] = {}
+        self._hits = 0
         self._window_steps = 0
         self._probe = -1
         self._probed: int | None = None
@@ -171,6 +175,7 @@ class MachineCpu(Cpu):
         if self._engine is None:
             self._start()
         self._load_registers()
+        self.arm_breakpoints()
         self._check_code()
         exit_ = self._complete(completion)
         while exit_ is None:
@@ -314,7 +319,7 @@ class MachineCpu(Cpu):
         engine = self.engine
         env = engine.save()
         step = self._step
-        single = step is not None or self.single_step or (self.window_wanted and self._window_step())
+        single = step is not None or self._steps or (self.window_wanted and self._window_step())
         if single and not step and self._at_sensitive():
             return self._intercepted(0)  # a single instruction is run without a look at where to stop
         if step:
@@ -335,6 +340,8 @@ class MachineCpu(Cpu):
         """Guest mode, for one instruction or until something happens.  Unicorn's error, and whether the guest ran at all."""
         engine = self.engine
         self._fault = self._vector = None
+        self._hits = 0
+        self._watched.clear()
         with self.rt.guest_mode():
             with self._gate:
                 if self._flush_wanted:
@@ -373,15 +380,15 @@ class MachineCpu(Cpu):
             return fault
         if isinstance(fault, GuestFault):
             return self._raise(fault.vector, fault.error_code, address=self._exact(fault))
-        if not ran or (error == 0 and stepped and not self._at_sensitive()):
+        if not ran or (error == 0 and stepped):
             return self._stepped() if stepped and ran else None
         if self._flush_wanted:
             return None
         return self._intercepted(error)
 
     def _stepped(self) -> Exit | None:
-        if self.single_step:
-            return self._trap()
+        if self._steps and (trap := self._trap()) is not None:
+            return trap
         return ExternalInterrupt() if self.window_wanted and self.interruptible else None
 
     def _at_sensitive(self) -> bool:
@@ -402,9 +409,12 @@ class MachineCpu(Cpu):
     def _intercepted(self, error: int) -> Exit | None:
         """The engine stands before an instruction that hypervisors intercept, or one that isn't any."""
         env = self.engine.save()
-        number = self._breakpoints.get(self.linear_rip(env))
+        number = self._breakpoints.instructions.get(self.linear_rip(env))
         if number is not None and not error:
-            return ExceptionIntercept(_DB, None, False, 1 << number)
+            if not (self.host_breakpoints is None and self.engine.rflags & _RF):
+                return self.debug_exception(1 << number)
+            self.engine.passing = self.linear_rip(env)
+            return None
         try:
             code = self._fetch(env)
         except GuestFault as fault:
@@ -460,9 +470,10 @@ class MachineCpu(Cpu):
         """Finish the instruction that exited last."""
         if self._step is not None:
             more = self._step.answer(completion)
-            if self._step.done and more is None:
-                self._end_step()
-            return more
+            if not self._step.done or more is not None:
+                return more
+            self._end_step()
+            return self._trap()
         instruction, self._instruction = self._instruction, None
         if instruction is None:
             return None
@@ -491,8 +502,22 @@ class MachineCpu(Cpu):
         self._code_changed = True
 
     def _trap(self) -> Exit | None:
-        """An instruction is done: the trap after it, if KVM steps through the guest."""
-        return ExceptionIntercept(_DB, None, False, _DR6_BS) if self.single_step else None
+        """An instruction is done: the trap after it, if KVM steps through the guest, or data was watched."""
+        hits, self._hits = self._hits, 0
+        dr6 = hits | (DR6_BS if self.single_step else 0)
+        return self.debug_exception(dr6) if dr6 else None
+
+    def debug_exception(self, dr6: int) -> Exit | None:
+        """#DB, for who debugs the guest or for the guest itself."""
+        if self.single_step or self.host_breakpoints is not None:
+            return ExceptionIntercept(_DB, None, False, dr6)
+        self.registers.debugregs.dr6 |= dr6
+        return self._raise(_DB, None)
+
+    @property
+    def _steps(self) -> bool:
+        """Whether each instruction must be looked at after it's done."""
+        return self.single_step or bool(self._breakpoints.data)
 
     def translate_linear(self, vaddr: int) -> int | None:
         """Where the guest's page tables, as supervisor, have a linear address; None if they don't."""
@@ -505,14 +530,19 @@ class MachineCpu(Cpu):
             return None
         return gpa | vaddr & _OFFSET
 
-    def set_breakpoints(self, addresses: Sequence[int], dr7: int) -> None:
-        """Breakpoints on instructions, as DR0 to DR3 and DR7 say."""
-        on = (i for i in range(4) if dr7 >> 2 * i & 3 and not dr7 >> 16 + 4 * i & 3)
-        self._breakpoints = {addresses[i]: i for i in on}
-        if self._breakpoints and self._engine is None:
-            self._start()
-        for address in self._breakpoints:
-            self.engine.stop_at(address)
+    def arm_breakpoints(self) -> None:
+        """Watch what the debug registers say now."""
+        debug = self.registers.debugregs
+        wanted = breakpoints(*(self.host_breakpoints or (debug.db, debug.dr7)))
+        if wanted != self._breakpoints:
+            self._breakpoints = wanted
+            for address in wanted.instructions:
+                self.engine.stop_at(address)
+
+    @property
+    def guarded_debug_registers(self) -> bool:
+        """DR7.GD."""
+        return self._breakpoints.guarded
 
     def code_at_rip(self) -> bytes:
         """The bytes of the instruction at RIP and what follows, at most 15."""
@@ -557,9 +587,10 @@ class MachineCpu(Cpu):
             self._end_step()
             return self._exception(self._vector)
         written = step.next_write()
-        if written is None:
-            self._end_step()
-        return written
+        if written is not None:
+            return written
+        self._end_step()
+        return self._trap()
 
     def _end_step(self) -> None:
         self._step = None
@@ -606,6 +637,8 @@ class MachineCpu(Cpu):
         except NotMemory as missing:
             self._fault = missing.fault
             return None
+        if page in self._breakpoints.pages():
+            self._watched[host & ~_OFFSET] = page
         hit = self.tlb.entries[gpa >> PAGE_SHIFT]
         if not hit.writable:
             perms &= ~WRITE
@@ -714,6 +747,12 @@ class _Devices:
 
     def __init__(self, cpu: MachineCpu) -> None:
         self._cpu = cpu
+
+    def memory(self, paddr: int, size: int, write: bool) -> None:
+        cpu = self._cpu
+        page = cpu._watched.get(paddr & ~_OFFSET)
+        if page is not None:
+            cpu._hits |= cpu._breakpoints.hits(page | paddr & _OFFSET, size, write)
 
     def access(self, offset: int, size: int, stored: bytes | None) -> None:
         cpu = self._cpu

@@ -26,6 +26,7 @@ from ..cpu import (
     Xsetbv,
 )
 from ..memory import PAGE_SHIFT, PAGE_SIZE
+from .breakpoints import DR6_BD, DR7_GD
 from .engine import DEVICE_PADDR, DEVICE_PAGES
 from .env import Env
 from .paging import READ, WRITE, GuestFault
@@ -318,13 +319,28 @@ def _debug_register(env: Env, insn: Insn) -> int:
     return number + 2 if number in (4, 5) else number
 
 
-def _from_dr(cpu: MachineCpu, env: Env, insn: Insn) -> None:
+def _guarded(cpu: MachineCpu, env: Env) -> Instruction | None:
+    """DR7.GD: the access doesn't take place; a guest's own #DB clears the bit."""
+    debug, exit_ = cpu.registers.debugregs, cpu.debug_exception(DR6_BD)
+    if exit_ is None:
+        debug.dr7 &= ~DR7_GD
+        cpu.arm_breakpoints()
+        return None
+    return Instruction(env.rip, exit_, lambda cpu, env, completion: None)
+
+
+def _from_dr(cpu: MachineCpu, env: Env, insn: Insn) -> Instruction | None:
+    if cpu.guarded_debug_registers:
+        return _guarded(cpu, env)
     number, debug = _debug_register(env, insn), cpu.registers.debugregs
     env.set_gpr(insn.register, {6: debug.dr6, 7: debug.dr7}.get(number) or debug.db[number & 3])
     _retire(cpu, env, insn)
+    return None
 
 
-def _to_dr(cpu: MachineCpu, env: Env, insn: Insn) -> None:
+def _to_dr(cpu: MachineCpu, env: Env, insn: Insn) -> Instruction | None:
+    if cpu.guarded_debug_registers:
+        return _guarded(cpu, env)
     number, debug, value = _debug_register(env, insn), cpu.registers.debugregs, env.gpr(insn.register)
     if number >= 6:
         if env.code_bits == 64 and value >> 32:
@@ -335,7 +351,9 @@ def _to_dr(cpu: MachineCpu, env: Env, insn: Insn) -> None:
             debug.dr7 = value & 0xFFFF2FFF | 0x400
     else:
         debug.db = tuple(value if i == number else old for i, old in enumerate(debug.db))
+    cpu.arm_breakpoints()
     _retire(cpu, env, insn)
+    return None
 
 
 _BEGIN: dict[Kind, Callable[[MachineCpu, Env, Insn], Instruction | None]] = {

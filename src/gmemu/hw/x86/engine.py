@@ -73,7 +73,10 @@ _Fill = Callable[[int, int], tuple[int, int] | None]
 
 
 class Devices(Protocol):
-    """What an instruction does to devices.  Offsets are bytes from `DEVICE_PADDR`."""
+    """Who is told what an instruction accesses.  Offsets are bytes from `DEVICE_PADDR`."""
+
+    def memory(self, paddr: int, size: int, write: bool) -> None:
+        """It accesses memory."""
 
     def access(self, offset: int, size: int, stored: bytes | None) -> None:
         """It begins an access of `size` bytes, with what it stores, or None if it loads."""
@@ -200,8 +203,8 @@ class Engine:
     """What runs one virtual processor's code.  The callbacks given to it must not raise.
 
     `on_fill(vaddr, kind)` (kind 16 read, 17 write, 18 fetch) gives (paddr, perms), perms 1 read, 2 write, 4 execute, or
-    None to refuse.  `on_exception(vector)` tells of an exception.  `devices` is told of accesses to the stand-in for
-    devices at `DEVICE_PADDR`, which only `step` may reach.
+    None to refuse.  `on_exception(vector)` tells of an exception.  `devices` is told of what an instruction accesses in
+    `step`: memory, or the stand-in for devices at `DEVICE_PADDR`, which may be reached only there.
 
     There are two processors of Unicorn in it, with one state.  One runs freely.  The other executes one instruction at a
     time and tells of each access what the instruction asked for, not how it's split: Unicorn counts instructions exactly
@@ -240,13 +243,15 @@ class Engine:
             single.callbacks += (read, write)
             length = DEVICE_PAGES << PAGE_SHIFT
             _must(self._lib.mmio_map(single.handle, DEVICE_PADDR, length, read, None, write, None), "uc_mmio_map")
-            last = DEVICE_PADDR + length - 1
 
             def access(uc: int, kind: int, address: int, n: int, value: int, data: int) -> None:
+                if address < DEVICE_PADDR:
+                    devices.memory(address, n, kind == _MEM_WRITE)
+                    return
                 stored = value.to_bytes(8, "little", signed=True)[:n] if kind == _MEM_WRITE else None
                 devices.access(address - DEVICE_PADDR, n, stored)
 
-            single.hook(_HOOK_MEM_READ | _HOOK_MEM_WRITE, _ACCESS(access), DEVICE_PADDR, last)
+            single.hook(_HOOK_MEM_READ | _HOOK_MEM_WRITE, _ACCESS(access))
         return self._single
 
     def _new_context(self) -> tuple[int, Env]:
