@@ -42,7 +42,7 @@ _7_EBX = sum(1 << n for n in (0, 1, 3, 7, 8, 9, 19, 20, 23, 24))
 _81_EDX = sum(1 << n for n in (11, 20, 26, 27, 29))
 _81_EDX_AMD = _1_EDX & 0x0183F3FF
 _81_ECX = sum(1 << n for n in (0, 4, 5, 8))
-_FEATURES = sum(1 << n for n in (0, 1, 3, 7, 9, 11, 12, 14, 15, 24))
+_FEATURES = sum(1 << n for n in (0, 1, 3, 5, 7, 9, 11, 12, 14, 15, 24))
 """KVM_FEATURE_*: clock source, no I/O delay, clock source 2, PV unhalt, PV TLB flush, PV send IPI, poll control..."""
 _HC_MAP_GPA_RANGE_BIT = 16
 OSXSAVE, APIC_ON, MONITOR = 1 << 27, 1 << 9, 1 << 3

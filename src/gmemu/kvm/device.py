@@ -21,11 +21,13 @@ from ..uapi.kvm import (
     KVM_GET_MSRS,
     KVM_GET_SUPPORTED_CPUID,
     KVM_GET_VCPU_MMAP_SIZE,
+    KVM_X86_GET_MCE_CAP_SUPPORTED,
     Cap,
     VmType,
 )
 from ..uapi.kvm_arm64 import KVM_VM_TYPE_ARM_IPA_SIZE_MASK
 from ..uapi.kvm_x86 import kvm_msr_entry, kvm_msr_list, kvm_msrs
+from .mce import get_mce_cap_supported
 from .vm import Vm, VmFile
 
 if TYPE_CHECKING:
@@ -176,4 +178,5 @@ _X86_IOCTLS: dict[int, Callable[[Host, UserPointer], int]] = {
     KVM_GET_MSR_INDEX_LIST: _msr_indices,
     KVM_GET_MSR_FEATURE_INDEX_LIST: _feature_indices,
     KVM_GET_MSRS: _get_feature_msrs,
+    KVM_X86_GET_MCE_CAP_SUPPORTED: get_mce_cap_supported,
 }

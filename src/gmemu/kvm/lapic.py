@@ -55,12 +55,12 @@ class LocalApic:
         self._period = 0
         self._alarm: Timer | None = None
         self._registers = bytearray(APIC_REGISTERS_SIZE)
+        self._has_cmci = False
         self.reset()
 
     def reset(self) -> None:
         """kvm_lapic_reset()."""
         self._registers[:] = bytes(APIC_REGISTERS_SIZE)
-        self._set(_LVR, 0x50014)
         for lvt in range(_LVT_TIMER, _LVT_ERROR + 1, 0x10):
             self._set(lvt, _MASKED)
         if self._vcpu.id == 0:
@@ -68,7 +68,21 @@ class LocalApic:
         self._set(_DFR, _U32)
         self._set(_SVR, 0xFF)
         self._set_id()
+        self.set_corrected_errors(self._vcpu.mce.signals_corrected)
         self._stop_timer()
+
+    def set_corrected_errors(self, on: bool) -> None:
+        """kvm_apic_after_set_mcg_cap(): there's an LVT entry for corrected machine errors, or not."""
+        if on and not self._has_cmci:
+            self._set(_LVT_CMCI, _MASKED)
+        self._has_cmci = on
+        self._set(_LVR, 0x60014 if on else 0x50014)
+
+    def deliver_corrected_error(self) -> None:
+        """kvm_apic_local_deliver(APIC_LVTCMCI)."""
+        lvt = self._get(_LVT_CMCI)
+        if self._has_cmci and not lvt & _MASKED and self.software_enabled:
+            self.accept(lvt & 0xFF)
 
     # Registers
 
@@ -130,7 +144,7 @@ class LocalApic:
     def set_state(self, state: bytes) -> None:
         """KVM_SET_LAPIC."""
         self._registers[:] = state
-        self._set(_LVR, 0x50014)
+        self._set(_LVR, 0x60014 if self._has_cmci else 0x50014)
         if self.x2apic:
             self._set_id()
         if self._get(_TIMER_INITIAL):
@@ -177,7 +191,7 @@ class LocalApic:
         elif register == _LVT_TIMER:
             self._set(_LVT_TIMER, value & 0x710FF)
             self._start_timer()
-        elif _LVT_TIMER < register <= _LVT_ERROR:
+        elif _LVT_TIMER < register <= _LVT_ERROR or (register == _LVT_CMCI and self._has_cmci):
             self._set(register, value & 0x1F7FF)
         elif register == _TIMER_INITIAL:
             if (self._get(_LVT_TIMER) >> 17 & 3) != _TSC_DEADLINE:
@@ -194,7 +208,8 @@ class LocalApic:
     def read_msr(self, index: int) -> int:
         """kvm_x2apic_msr_read().  Raises `MsrError`."""
         register = (index - 0x800) << 4
-        if not self.x2apic or register not in _READABLE or register in (_DFR, _ICR2):
+        known = register in _READABLE or (register == _LVT_CMCI and self._has_cmci)
+        if not self.x2apic or not known or register in (_DFR, _ICR2):
             raise MsrError(f"MSR {index:#x} isn't a readable x2APIC register")
         value = self._read(register)
         return value | self._get(_ICR2) << 32 if register == _ICR else value
@@ -203,6 +218,7 @@ class LocalApic:
         """kvm_x2apic_msr_write().  Raises `MsrError`."""
         register = (index - 0x800) << 4
         writable = register in (_TPR, _EOI, _SVR, _ESR, _ICR, _TIMER_INITIAL, _TIMER_DIVIDE, _SELF_IPI)
+        writable |= register == _LVT_CMCI and self._has_cmci
         if not self.x2apic or not (writable or _LVT_TIMER <= register <= _LVT_ERROR):
             raise MsrError(f"MSR {index:#x} isn't a writable x2APIC register")
         if (register == _ICR and value & 0xFFF32000) or (register != _ICR and value >> 32):

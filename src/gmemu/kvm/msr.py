@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..hw.registers import MSR_IA32_CR_PAT, PAT_DEFAULT
 from .cpuid import find_entry
+from .mce import is_mce_msr
 from .pvclock import write_wall_clock
 
 if TYPE_CHECKING:
@@ -109,9 +110,6 @@ MSRS: dict[int, Msr] = {
     0x174: Msr("IA32_SYSENTER_CS"),
     0x175: Msr("IA32_SYSENTER_ESP"),
     0x176: Msr("IA32_SYSENTER_EIP"),
-    0x179: Msr("IA32_MCG_CAP", 0x0100_0000, _host_only),
-    0x17A: Msr("IA32_MCG_STATUS"),
-    0x17B: Msr("IA32_MCG_CTL", 0, lambda vcpu, value, host: value in (0, _U64)),
     0x1FC: Msr("IA32_POWER_CTL"),
     MSR_MISC_ENABLE: Msr("IA32_MISC_ENABLE", 1 << 11 | 1 << 12),
     **{0x200 + 2 * i: Msr(f"MTRRphysBase{i}", 0, _mtrr_base) for i in range(8)},
@@ -253,7 +251,12 @@ def get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
         raise MsrError(f"MSR {index:#x} is hidden from the guest")
     if index == MSR_TSC_DEADLINE and vcpu.apic is not None:
         return vcpu.apic.tsc_deadline
-    msr = MSRS.get(index) or _bank(index)
+    if is_mce_msr(index):
+        value = vcpu.mce.get_msr(index, host)
+        if value is None:
+            raise MsrError(f"there is no machine check MSR {index:#x}")
+        return value
+    msr = MSRS.get(index)
     if msr is None:
         raise MsrError(f"there is no MSR {index:#x}")
     if index in _PV_FEATURES and not guest_pv_has(vcpu, _PV_FEATURES[index]):
@@ -261,17 +264,16 @@ def get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
     return vcpu.msrs.get(index, msr.reset)
 
 
-def _bank(index: int) -> Msr | None:
-    """The banks of machine check registers."""
-    return Msr("MCi") if 0x400 <= index < 0x400 + 4 * 32 else None
-
-
 def set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     """kvm_set_msr().  Raises `MsrError`."""
     if X2APIC_FIRST <= index <= X2APIC_LAST and vcpu.apic is not None:
         vcpu.apic.write_msr(index, value)
         return
-    msr = MSRS.get(index) or _bank(index)
+    if is_mce_msr(index):
+        if not vcpu.mce.set_msr(index, value, host):
+            raise MsrError(f"machine check MSR {index:#x} can't be {value:#x}")
+        return
+    msr = MSRS.get(index)
     if msr is None:
         raise MsrError(f"there is no MSR {index:#x}")
     if index in _PV_FEATURES and not guest_pv_has(vcpu, _PV_FEATURES[index]):
@@ -371,6 +373,11 @@ def _set_system_time(vcpu: Vcpu, value: int, host: bool) -> None:
     vcpu.clock_update = True
 
 
+def _set_steal_time(vcpu: Vcpu, value: int, host: bool) -> None:
+    vcpu.registers.set_msr(0x4B564D03, value)
+    vcpu.steal_update = True
+
+
 _SPECIAL: dict[int, Callable[[Vcpu, int, bool], None]] = {
     MSR_EFER: _set_efer,
     MSR_FS_BASE: _set_base("fs"),
@@ -381,6 +388,7 @@ _SPECIAL: dict[int, Callable[[Vcpu, int, bool], None]] = {
     MSR_TSC_DEADLINE: _set_tsc_deadline,
     0x11: _set_wall_clock,
     0x12: _set_system_time,
+    0x4B564D03: _set_steal_time,
     0x4B564D00: _set_wall_clock,
     0x4B564D01: _set_system_time,
 }

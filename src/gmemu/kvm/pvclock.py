@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import time
-from struct import pack
+from pathlib import Path
+from struct import pack, unpack
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
 
-__all__ = ["update_guest_time", "write_wall_clock"]
+__all__ = ["record_steal_time", "update_guest_time", "write_wall_clock"]
 
 _NANOSECONDS = 1_000_000_000
 _TSC_STABLE = 1
@@ -33,6 +34,35 @@ def update_guest_time(vcpu: Vcpu) -> None:
     now = time.monotonic_ns() + vcpu.vm.clock_offset
     info = pack("<IIQQIbBxx", vcpu.pvclock_version, 0, vcpu.clock.guest_tsc(), now, mul, shift, _TSC_STABLE)
     write_guest(vcpu, gpa, info)
+
+
+def record_steal_time(vcpu: Vcpu) -> None:
+    """record_steal_time(): what the thread that runs the vCPU waited for a processor goes to struct kvm_steal_time.
+
+    Nobody is preempted here, so that its flag stays 0.
+    """
+    msr = vcpu.msrs.get(0x4B564D03, 0)
+    if not vcpu.steal_update or not msr & 1:
+        return
+    vcpu.steal_update = False
+    gpa = msr & ~0x3F
+    slot = vcpu.vm.find_slot(gpa >> 12)
+    if slot is None:
+        return
+    raw = vcpu.vm.mm.read(slot.userspace_addr + gpa - (slot.base_gfn << 12), 12)
+    steal, version = unpack("<QI", raw)
+    delay = _run_delay()
+    steal, vcpu.last_steal = steal + delay - vcpu.last_steal, delay
+    version += 1 + (version & 1)
+    write_guest(vcpu, gpa, pack("<QIIB", steal & (1 << 64) - 1, version + 1 & 0xFFFFFFFF, 0, 0))
+
+
+def _run_delay() -> int:
+    """current->sched_info.run_delay (nanoseconds); 0 where the host's kernel doesn't tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def scale(hz: int) -> tuple[int, int]:

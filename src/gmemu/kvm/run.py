@@ -38,7 +38,7 @@ from .devices import mmio, pio
 from .interrupts import block, inject
 from .mmu import RetPf
 from .msr import guest_pv_has
-from .pvclock import update_guest_time
+from .pvclock import record_steal_time, update_guest_time
 from .sync_regs import finish_run, start_run
 from .vapic import sync_from_vapic, sync_to_vapic
 
@@ -83,6 +83,7 @@ def _run(vcpu: Vcpu) -> int:
         if vm.arch.pre_run(vcpu) <= 0:
             return 0
         vcpu.set_exit(ExitReason.UNKNOWN)
+        vcpu.steal_update = True
     while True:
         vm.rt.task_work_run()
         if task.pending_signals:
@@ -91,6 +92,10 @@ def _run(vcpu: Vcpu) -> int:
             raise rules.RUN_SIGNAL()
         if vm.vm_dead:
             raise rules.VM_DEAD()
+        if vcpu.triple_fault:
+            vcpu.triple_fault = False
+            vcpu.set_exit(ExitReason.SHUTDOWN)
+            return 0
         if vcpu.mp_state is not MpState.RUNNABLE and not vcpu.guest_state_protected and vcpu.machine is not None:
             _wait_for_start(vcpu)
         if _enter_guest(vcpu) <= 0:
@@ -126,6 +131,7 @@ def _enter_guest(vcpu: Vcpu) -> int:
         if not vcpu.cpu.has_guest:
             return _no_guest(vcpu)
         update_guest_time(vcpu)
+        record_steal_time(vcpu)
         inject(vcpu)
         completion, vcpu.completion = vcpu.completion, None
         vcpu.has_run = True
@@ -171,7 +177,6 @@ def _handle_exit(vcpu: Vcpu, exit_: Exit) -> int:
     if isinstance(exit_, DeviceAccess):
         return _emulate_mmio(vcpu, exit_.access)
     if isinstance(exit_, Shutdown):
-        vcpu.triple_fault = vcpu.vm.triple_fault_event
         vcpu.set_exit(ExitReason.SHUTDOWN)
         return 0
     if isinstance(exit_, ExternalInterrupt):

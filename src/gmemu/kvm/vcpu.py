@@ -35,6 +35,7 @@ from ..uapi.kvm_x86 import kvm_debugregs, kvm_fpu, kvm_regs, kvm_sregs
 from ..uapi.layout import Struct
 from .clock import Clock
 from .lapic import LocalApic
+from .mce import MachineCheck
 from .mmu import prefault_page
 from .stats import vcpu_get_stats_fd
 
@@ -104,6 +105,9 @@ class Vcpu:
         self.wakeup = Event()
         self.guest_debug_dr7 = 0
         self.clock = Clock(vm)
+        self.mce = MachineCheck(self)
+        self.steal_update = False
+        self.last_steal = 0
         self.cpu = vm.arch.create_cpu(self)
         self.cpu.is_free = vm.host.memmap.is_free
         self.machine = self.cpu.machine

@@ -22,6 +22,7 @@ from ..uapi.kvm_x86 import (
     kvm_xsave,
 )
 from .clock import MAX_GUEST_TSC_KHZ
+from .mce import set_mce, setup_mce
 from .vapic import set_vapic_addr
 from .xsave import pack_xsave, unpack_xsave
 
@@ -313,6 +314,8 @@ IOCTLS: dict[int, Callable[[Vcpu, UserPointer], int]] = {
     uapi.KVM_TRANSLATE: _translate,
     uapi.KVM_SET_GUEST_DEBUG: _set_guest_debug,
     uapi.KVM_SET_SIGNAL_MASK: _set_signal_mask,
+    uapi.KVM_X86_SETUP_MCE: setup_mce,
+    uapi.KVM_X86_SET_MCE: set_mce,
     uapi.KVM_TPR_ACCESS_REPORTING: _tpr_access,
     uapi.KVM_SET_VAPIC_ADDR: set_vapic_addr,
     uapi.KVM_SET_TSC_KHZ: _set_tsc_khz,

@@ -132,6 +132,7 @@ _MACHINE: dict[int, CapValues] = {
     Cap.XSAVE2: _same(4096),
     Cap.DISABLE_QUIRKS2: _same(0xFF),
     Cap.BINARY_STATS_FD: _same(1),
+    Cap.MCE: _same(32),
 }
 """What a VMM that runs machine code on x86 asks about."""
 

@@ -471,6 +471,18 @@ XSAVE_INVALID = rule(
     "the area must have no components that the guest can't have, and no reserved bits in MXCSR",
     "arch/x86/kernel/fpu/core.c: fpu_copy_uabi_to_guest_fpstate()",
 )
+MCE_CAP = rule(
+    "kvm.mce.cap",
+    EINVAL,
+    "KVM_X86_SETUP_MCE takes 1 to 32 banks, and what KVM_X86_GET_MCE_CAP_SUPPORTED tells",
+    _X86 + "kvm_vcpu_ioctl_x86_setup_mce()",
+)
+MCE_BANK = rule(
+    "kvm.mce.bank",
+    EINVAL,
+    "an error must be valid (MCI_STATUS_VAL), in a bank that the vCPU has",
+    _X86 + "kvm_vcpu_ioctl_x86_set_mce()",
+)
 GUEST_DEBUG = rule(
     "kvm.guest-debug",
     EINVAL,

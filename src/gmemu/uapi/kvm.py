@@ -30,12 +30,16 @@ from .kvm_x86 import (
     kvm_translation,
     kvm_vapic_addr,
     kvm_vcpu_events,
+    kvm_x86_mce,
     kvm_xcrs,
     kvm_xsave,
 )
 from .layout import Struct, char, s16, s32, u8, u16, u32, u64
 
 __all__ = [
+    "KVM_X86_GET_MCE_CAP_SUPPORTED",
+    "KVM_X86_SETUP_MCE",
+    "KVM_X86_SET_MCE",
     "KVM_STATS_NAME_SIZE",
     "StatType",
     "StatUnit",
@@ -927,6 +931,9 @@ KVM_SET_LAPIC = IOW(KVMIO, 0x8F, kvm_lapic_state)
 KVM_TPR_ACCESS_REPORTING = IOWR(KVMIO, 0x92, kvm_tpr_access_ctl)
 KVM_SET_VAPIC_ADDR = IOW(KVMIO, 0x93, kvm_vapic_addr)
 KVM_NMI = IO(KVMIO, 0x9A)
+KVM_X86_SETUP_MCE = IOW(KVMIO, 0x9C, 8)
+KVM_X86_GET_MCE_CAP_SUPPORTED = IOR(KVMIO, 0x9D, 8)
+KVM_X86_SET_MCE = IOW(KVMIO, 0x9E, kvm_x86_mce)
 KVM_SET_GUEST_DEBUG = IOW(KVMIO, 0x9B, kvm_guest_debug)
 KVM_GET_VCPU_EVENTS = IOR(KVMIO, 0x9F, kvm_vcpu_events)
 KVM_SET_VCPU_EVENTS = IOW(KVMIO, 0xA0, kvm_vcpu_events)

@@ -52,6 +52,7 @@ __all__ = [
     "kvm_vcpu_events",
     "KVM_GUESTDBG_BLOCKIRQ",
     "kvm_guest_debug",
+    "kvm_x86_mce",
     "kvm_sregs2",
     "kvm_pit_config",
     "kvm_pit_state2",
@@ -321,6 +322,18 @@ class kvm_vcpu_events(Struct):
     reserved: tuple[int, ...] = u8(26)
     exception_has_payload: int = u8()
     exception_payload: int = u64()
+
+
+class kvm_x86_mce(Struct):
+    """Argument of KVM_X86_SET_MCE: what a bank of machine check registers is to hold."""
+
+    status: int = u64()
+    addr: int = u64()
+    misc: int = u64()
+    mcg_status: int = u64()
+    bank: int = u8()
+    pad1: tuple[int, ...] = u8(7)
+    pad2: tuple[int, ...] = u64(3)
 
 
 KVM_GUESTDBG_BLOCKIRQ = 0x00100000

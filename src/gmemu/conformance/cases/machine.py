@@ -12,6 +12,7 @@ from ...uapi.kvm import (
     KVM_GET_EMULATED_CPUID,
     KVM_GET_MSR_FEATURE_INDEX_LIST,
     KVM_GET_MSR_INDEX_LIST,
+    KVM_GET_MSRS,
     KVM_GET_SREGS2,
     KVM_GET_STATS_FD,
     KVM_GET_SUPPORTED_CPUID,
@@ -26,6 +27,7 @@ from ...uapi.kvm import (
     KVM_SET_DEVICE_ATTR,
     KVM_SET_GUEST_DEBUG,
     KVM_SET_IDENTITY_MAP_ADDR,
+    KVM_SET_MSRS,
     KVM_SET_NR_MMU_PAGES,
     KVM_SET_SIGNAL_MASK,
     KVM_SET_SREGS2,
@@ -36,7 +38,10 @@ from ...uapi.kvm import (
     KVM_SET_XSAVE,
     KVM_TPR_ACCESS_REPORTING,
     KVM_TRANSLATE,
+    KVM_X86_GET_MCE_CAP_SUPPORTED,
+    KVM_X86_SET_MCE,
     KVM_X86_SET_MSR_FILTER,
+    KVM_X86_SETUP_MCE,
     Cap,
     kvm_create_device,
     kvm_device_attr,
@@ -48,12 +53,15 @@ from ...uapi.kvm_x86 import (
     kvm_clock_data,
     kvm_cpuid_entry2,
     kvm_guest_debug,
+    kvm_msr_entry,
     kvm_msr_filter,
     kvm_msr_filter_range,
+    kvm_msrs,
     kvm_sregs2,
     kvm_tpr_access_ctl,
     kvm_translation,
     kvm_vcpu_events,
+    kvm_x86_mce,
     kvm_xcr,
     kvm_xcrs,
     kvm_xsave,
@@ -62,6 +70,58 @@ from ..bench import PAGE, Bench
 from ..case import case
 
 _APIC_BUS_CYCLES_NS = 237
+
+
+@case("machine", each_vm=False)
+def machine_checks(b: Bench) -> None:
+    vcpu = b.vcpu(b.vm(0))
+
+    def get(index: int) -> int:
+        buffer = bytearray(kvm_msrs(nmsrs=1).pack() + kvm_msr_entry(index=index).pack())
+        if not vcpu.ioctl(KVM_GET_MSRS, buffer):
+            return -1
+        return kvm_msr_entry.unpack_from(buffer, kvm_msrs.SIZE).data
+
+    def put(index: int, value: int) -> int:
+        return vcpu.ioctl(KVM_SET_MSRS, bytearray(kvm_msrs(nmsrs=1).pack() + kvm_msr_entry(index=index, data=value).pack()))
+
+    def look(when: str) -> None:
+        for name, index in registers.items():
+            b.record(f"{name}, {when}", get(index))
+
+    registers = {"MCG_CAP": 0x179, "MCG_STATUS": 0x17A, "MCG_CTL": 0x17B, "MC0_CTL2": 0x280, "MC31_CTL2": 0x29F, "P5": 0}
+    registers |= {"MC32_CTL2": 0x2A0, "MC31_MISC": 0x47F, "beyond the banks": 0x480}
+    registers |= {
+        f"MC{bank}_{name}": 0x400 + 4 * bank + i for bank in (0, 1) for i, name in enumerate(("CTL", "STATUS", "ADDR"))
+    }
+    look("at first")
+    b.probe("an error in the last bank", vcpu.ioctl, KVM_X86_SET_MCE, bytearray(kvm_x86_mce(status=1 << 63, bank=31).pack()))
+    b.probe("an error in none", vcpu.ioctl, KVM_X86_SET_MCE, bytearray(kvm_x86_mce(status=1 << 63, bank=32).pack()))
+    for cap in (0, 1, 32, 33, 0x200, 0x101, 0x1000001, 0xFF0001, 1 << 32 | 1, 2):
+        b.probe(f"banks and features {cap:#x}", vcpu.ioctl, KVM_X86_SETUP_MCE, bytearray(cap.to_bytes(8, "little")))
+    b.probe("from an unmapped address", vcpu.ioctl, KVM_X86_SETUP_MCE, 0)
+    b.probe("supported, to an unmapped address", b.kvm.ioctl, KVM_X86_GET_MCE_CAP_SUPPORTED, 0)
+    look("of two banks")
+    ones = (1 << 64) - 1
+    for name, index in registers.items():
+        for value in (0, 1, ones, ones & ~(1 << 10), 1 << 63 | 5):
+            b.record(f"{name} to {value:#x}", put(index, value))
+    for index in range(0x400, 0x408):
+        put(index, ones if not index & 3 else 0)
+    put(0x17B, ones)
+    errors = {
+        "no VAL": kvm_x86_mce(bank=1),
+        "third bank": kvm_x86_mce(status=1 << 63, bank=2),
+        "corrected": kvm_x86_mce(status=1 << 63 | 7, addr=0x1000, misc=5, mcg_status=4, bank=0),
+        "corrected again": kvm_x86_mce(status=1 << 63 | 8, addr=0x2000, misc=6, mcg_status=4, bank=0),
+        "no action": kvm_x86_mce(status=3 << 63 | 1 << 63 | 1 << 61 | 9, addr=0x3000, bank=1),
+        "corrected after uncorrected": kvm_x86_mce(status=1 << 63 | 8, addr=0x4000, bank=1),
+    }
+    for name, error in errors.items():
+        error.status &= ones
+        b.probe(name, vcpu.ioctl, KVM_X86_SET_MCE, bytearray(error.pack()))
+        look(f"after {name}")
+    b.probe("an error from an unmapped address", vcpu.ioctl, KVM_X86_SET_MCE, 0)
 
 
 @case("machine", each_vm=False)
