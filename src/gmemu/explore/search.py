@@ -149,8 +149,8 @@ class Search:
         else:
             node = self._extend(able) if self.sampler is None else self._draw(self.sampler, able)
             path.append(node)
-        node.position = len(self.runtime.who)
-        self.positions.append(node.position)
+        node.position = position = len(self.runtime.who)
+        self.positions.append(position)
         chosen = node.chosen
         for i, thread in enumerate(able):
             if thread.number == chosen:

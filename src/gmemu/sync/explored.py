@@ -40,11 +40,18 @@ _RELEASES = frozenset({"release", "release-shared"})
 
 _AFTER = {
     "acquire": _RELEASES,
+    "acquire-late": _RELEASES,
     "acquire-shared": frozenset({"release"}),
     "sync": _RELEASES,
     "wait": _RELEASES,
 }
 """Which releases a step comes after: what came before those came before it."""
+
+_OF_ROLE = {
+    role: (_AFTER.get(role), _AGAINST.get(role, _NONE), role == "write", role in _RELEASES)
+    for role in (*_AGAINST, *_AFTER, *_RELEASES)
+}
+_OF_OTHERS = (None, _NONE, False, False)
 
 _GUARDED = {"data": "all", "attribute": "writes", "memslots": "writes", "slot-file": "writes"}
 """Marked state that a lock must guard: every access, or writes alone where readers go without a lock and look again."""
@@ -83,10 +90,7 @@ class Step:
     ) -> None:
         self.kind, self.what, self.domain, self.start, self.end = kind, what, domain, start, end
         self.role = role or kind
-        self.against = _AGAINST.get(self.role, _NONE)
-        self.after = _AFTER.get(kind)
-        self.decides = kind == "write"
-        self.releases = kind in _RELEASES
+        self.after, self.against, self.decides, self.releases = _OF_ROLE.get(self.role, _OF_OTHERS)
         self.marked = isinstance(what, tuple)
         self.guard = _GUARDED.get(what[0], "") if isinstance(what, tuple) else ""
 
