@@ -6,14 +6,15 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("launch_digest", "mrtd", "rim", "conversion", "footprint", "start_up", "exec", "explorer", "states")
+NAMES = ("launch_digest", "mrtd", "rim", "conversion", "footprint", "start_up", "exec", "explorer", "promela", "states")
+WHEN_NAMED = ("states_12",)
 
 
 def main(names: list[str]) -> int:
-    """Run the named benchmarks, or all."""
-    unknown = [name for name in names if name not in NAMES]
+    """Run the named benchmarks, or all but those that take too long."""
+    unknown = [name for name in names if name not in NAMES + WHEN_NAMED]
     if unknown:
-        print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}", file=sys.stderr)
+        print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(NAMES + WHEN_NAMED)}", file=sys.stderr)
         return 2
     for name in names or NAMES:
         print(f"# {name}", flush=True)
