@@ -47,7 +47,15 @@ int main(int argc, char **argv)
 	double reads = MEASURE(20000, CHECK(read(zero, &byte, 1) == 1));
 	double ioctls = MEASURE(20000, CHECK(ioctl(p[0], 0x541B, &n) == 0));
 
+	unsigned char *own = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(own != MAP_FAILED);
 	printf("{\"read\": %f, \"other_ioctl\": %f", reads, ioctls);
+	/* what a program can do by itself: take a page away, and give it back */
+	printf(", \"bare\": %f", MEASURE(500, {
+		       CHECK(mprotect(own, PAGE, i & 1 ? PROT_READ | PROT_WRITE : PROT_NONE) == 0);
+		       CHECK(madvise(own, PAGE, MADV_DONTNEED) == 0);
+	       }));
 	if (argc > 1) {
 		make_vm(SW_PROTECTED);
 		int fd = make_gmem(64 * MIB, GMEM_MMAP | GMEM_INIT_SHARED);

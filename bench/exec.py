@@ -31,6 +31,7 @@ def figures() -> Iterator[Figure]:
         emulated = _run([*under, "kvm"])
         for name, what, goal in _GOALS:
             yield Figure(what, emulated[name], "us", f"<= {goal:g} us", emulated[name] <= goal)
+        yield Figure("mprotect() and madvise() of 4 KiB, beside", emulated["bare"], "us", "", None)
         yield Figure("conversion of 2 MiB that is written to in between", emulated["convert_2m_touched"], "us", "", None)
         for name in ("read", "other_ioctl"):
             pairs = [(_run(under)[name], _run([str(program)])[name]) for _ in range(5)]

@@ -9,7 +9,6 @@ from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ..mm.address_space import TASK_SIZE_PAGES
 from ..mm.file import Stat
 from ..mm.real import PlacedPageCache, RealAddressSpace
-from ..mm.uaccess import UserPointer
 from ..rules import mm as rules
 from ..sync import Task
 from ..syscalls.emulated import EmulatedDoor
@@ -35,18 +34,13 @@ class RealDoor(EmulatedDoor):
         """The task as which the calling thread enters the kernel."""
         return self.task.of_thread(get_ident())
 
-    def ioctl(self, fd: int, request: int, arg: UserPointer = 0) -> int:
-        """As the other.  Where things fail on order, orders mean pages that are there."""
-        if self.host.faults is not None:
-            self._adopt(fd)
-        return super().ioctl(fd, request, arg)
-
     def fstat(self, fd: int) -> Stat:
         """As the other, and with what the real kernel has allocated."""
-        self._adopt(fd)
+        self.adopt(fd)
         return super().fstat(fd)
 
-    def _adopt(self, fd: int) -> None:
+    def adopt(self, fd: int) -> None:
+        """Hear of the pages of a file that the real kernel has allocated by itself."""
         file = self.process.files.get(fd)
         mapping = file.inode.mapping if file is not None else None
         if isinstance(mapping, PlacedPageCache):

@@ -53,6 +53,8 @@ class Family:
         self._memmap = host.memmap
         self._part = 0
         self._inherited: WeakSet[GmemInode] = WeakSet()
+        self.is_child = False
+        """this process, or an ancestor of it, was forked when it had an emulated kernel already"""
 
     def inherited(self, file: GmemFile) -> bool:
         """Whether the file is older than this process: then another's kernel is the one that knows."""
@@ -83,6 +85,7 @@ class Family:
         for end in (parents, asked, *self._children):
             end.close()
         self._children, self._parent, self._asking = [], asks, threading.Lock()
+        self.is_child = True
         mm = self._task.mm
         assert isinstance(mm, RealAddressSpace)
         self._inherited = WeakSet(self._host.gmem_inodes)

@@ -126,14 +126,14 @@ class RealProcess(Process):
 
     def file(self, fd: int) -> File:
         """As the other; a descriptor that the emulated kernel knows nothing of leads to some file of the real one."""
-        if fd not in self.files:
-            try:
-                os.fstat(fd)
-            except OSError:
-                pass  # it's not open
-            else:
-                return File(Inode(0o600))
-        return super().file(fd)
+        file = self.files.get(fd)
+        if file is not None:
+            return file
+        try:
+            os.fstat(fd)
+        except OSError:
+            return super().file(fd)  # it's not open
+        return File(Inode(0o600))
 
     def put_unused_fd(self, fd: int) -> None:
         os.close(fd)
@@ -163,14 +163,14 @@ class RealHost(Host):
         self.family: Family | None = None
         self.on_event: Callable[..., None] | None = None
         """told of what the kernel does: its name, and details by keyword"""
+        self.is_watched = faults is not None
+        """somebody orders failures or keeps a log, or has forked: calls are more than themselves"""
         super().__init__(
             profile,
             memory=MEMORY,
             runtime=self.threads,
             design=design._replace(
                 convert=self._convert_and_refresh,
-                take_from_host=self._take_from_all,
-                check_references=self._check_references,
                 populate=self._populate_and_tell,
                 mapping_range=self._mapping_range,
             ),
@@ -195,7 +195,8 @@ class RealHost(Host):
         """The conversion; then what is shared is mapped, as no fault handler of ours is behind the real page tables."""
         try:
             self._convert(inode, start, end, attributes)
-            self.tell("convert", inode=inode.ino, start=start, end=end, attributes=attributes)
+            if self.on_event is not None:
+                self.tell("convert", inode=inode.ino, start=start, end=end, attributes=attributes)
         except BaseException:
             self._publish(inode, start, end)
             raise
@@ -204,11 +205,31 @@ class RealHost(Host):
         elif self.family is not None:
             self.family.tell(STORE, inode, start, end, attributes)
 
+    def look_closer(self) -> None:
+        """From now on there is somebody whom a conversion has to ask or tell, besides what every machine has."""
+        self.design = self.design._replace(
+            take_from_host=self._take_from_all,
+            check_references=self._check_references,
+        )
+
+    def join(self, family: Family) -> None:
+        """The process forks: it has relatives."""
+        self.family = family
+        self.is_watched = True
+        self.look_closer()
+
+    def listen(self, on_event: Callable[..., None]) -> None:
+        """Somebody wants to be told of what the kernel does."""
+        self.on_event = on_event
+        self.is_watched = True
+        self.look_closer()
+
     def _take_from_all(self, inode: GmemInode, start: int, end: int) -> None:
         """Unmap the pages in the processes that a fork made, too."""
         if self.family is not None:
             self.family.tell(TAKE, inode, start, end)
-        self.tell("zap", inode=inode.ino, start=start, end=end)
+        if self.on_event is not None:
+            self.tell("zap", inode=inode.ino, start=start, end=end)
         self._take_from_host(inode, start, end)
 
     def _check_references(self, host: Host, mapping: PageCache, start: int, end: int) -> None:

@@ -47,6 +47,7 @@ __all__ = ["ExecKernel", "start"]
 
 NOT_OURS = -4096
 _U32 = 0xFFFFFFFF
+_MORE_TO_DO = {KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_SET_USER_MEMORY_REGION2}
 _LONGEST = 1 << 20
 """bytes that one read() or write() of an emulated file moves at most"""
 
@@ -60,14 +61,8 @@ def _errno(call: Call) -> Call:
     def wrapped(self: ExecKernel, *words: int) -> int:
         try:
             return call(self, *words)
-        except MemoryFault as fault:
-            self.failed.error = fault
-            return -EFAULT
-        except OSError as error:
-            self.failed.error = error
-            if isinstance(error, KernelError) and error.rule is own_rules.NO_USERFAULTFD:
-                self.complain(error)
-            return -(error.errno or EIO)
+        except (MemoryFault, OSError) as error:
+            return self._failed(error)
 
     return wrapped
 
@@ -136,13 +131,36 @@ class ExecKernel:
         self.process.adopt_fd(copy, self.process.file(fd).get())
         return copy
 
-    @_errno
+    def _failed(self, error: MemoryFault | OSError) -> int:
+        """The errno for what a call raised, which is kept for the log."""
+        self.failed.error = error
+        if isinstance(error, MemoryFault):
+            return -EFAULT
+        if isinstance(error, KernelError) and error.rule is own_rules.NO_USERFAULTFD:
+            self.complain(error)
+        return -(error.errno or EIO)
+
     def ioctl(self, fd: int, request: int, arg: int, *_: int) -> int:
+        """The call that programs make most: no wrapper around it."""
         request &= _U32
+        try:
+            if request in _MORE_TO_DO or self.host.is_watched:
+                return self._ioctl(fd, request, arg)
+            return self.door.ioctl(fd, request, arg)
+        except (MemoryFault, OSError) as error:
+            return self._failed(error)
+
+    def _ioctl(self, fd: int, request: int, arg: int) -> int:
         if request == KVM_RUN:
             return self._run(fd, arg)
-        if isinstance(file := self.process.files.get(fd), GmemFile) and self._family.inherited(file):
+        if (
+            self._family.is_child
+            and isinstance(file := self.process.files.get(fd), GmemFile)
+            and self._family.inherited(file)
+        ):
             return self._ask(file, request, arg)
+        if self.host.faults is not None:
+            self.door.adopt(fd)  # orders mean pages that are there
         result = self.door.ioctl(fd, request, arg)
         if request == KVM_MEMORY_ENCRYPT_OP and self.host.on_event is not None:
             self._tell_measurement(fd, arg)
@@ -290,7 +308,7 @@ class ExecKernel:
     def fork(self, stage: int, *_: int) -> int:
         if stage == 0:
             self._family.before_fork()
-            self.host.family = self._family
+            self.host.join(self._family)
         elif stage == 1:
             self._family.in_parent()
         else:
@@ -324,5 +342,5 @@ def start() -> ExecKernel | LoggedCalls:
     }
     log = open_log(settings.log, title) if settings.log else NoLog()
     calls = LoggedCalls(kernel, log, Explainer(kernel).told if settings.explain else None)
-    kernel.host.on_event = calls.event
+    kernel.host.listen(calls.event)
     return calls

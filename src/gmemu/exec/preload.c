@@ -137,6 +137,15 @@ static __thread sigset_t program_mask __attribute__((tls_model("initial-exec")))
 static __thread int held_signals __attribute__((tls_model("initial-exec")));
 
 /*
+ * To block signals for a call and let them in again costs as much as two system calls do, a third of a short ioctl.  So for those nothing
+ * is blocked: a signal that comes in the middle is put back, blocked, by its handler, and let in after the call.
+ */
+#define RUN_VCPU 0xAE80UL
+static __thread volatile sig_atomic_t deferring __attribute__((tls_model("initial-exec")));
+static __thread volatile sig_atomic_t nr_deferred __attribute__((tls_model("initial-exec")));
+static __thread sigset_t deferred __attribute__((tls_model("initial-exec")));
+
+/*
  * A signal may come just before the guest's engine starts, which then doesn't see that it was stopped.  So it's stopped again every
  * millisecond until it has.
  */
@@ -161,24 +170,34 @@ static void on_again(int sig)
 		((void (*)(void *))guest_stop)(guest_argument);
 }
 
+/* Without libc, which would keep its own signals out of the mask; and every call makes two of these. */
 static int raw_sigmask(int how, const sigset_t *set, sigset_t *old)
 {
-	return (int)syscall(SYS_rt_sigprocmask, how, set, old, NSIG / 8);
+	register long size __asm__("r10") = NSIG / 8;
+	long result;
+
+	__asm__ volatile("syscall"
+			 : "=a"(result)
+			 : "0"((long)SYS_rt_sigprocmask), "D"((long)how), "S"(set), "d"(old), "r"(size)
+			 : "rcx", "r11", "memory");
+	return (int)result;
+}
+
+/* All but those of a fault in the kernel itself, which must be seen at once. */
+static sigset_t blocked;
+
+static void prepare_mask(void)
+{
+	static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT};
+
+	sigfillset(&blocked);
+	for (unsigned i = 0; i < sizeof(faults) / sizeof(*faults); i++)
+		sigdelset(&blocked, faults[i]);
 }
 
 static void block_signals(sigset_t *old)
 {
-	sigset_t all;
-
-	sigfillset(&all);
-	/* a fault in the kernel itself must be seen at once */
-	sigdelset(&all, SIGSEGV);
-	sigdelset(&all, SIGBUS);
-	sigdelset(&all, SIGILL);
-	sigdelset(&all, SIGFPE);
-	sigdelset(&all, SIGTRAP);
-	sigdelset(&all, SIGABRT);
-	raw_sigmask(SIG_SETMASK, &all, old);
+	raw_sigmask(SIG_SETMASK, &blocked, old);
 }
 
 static void mark_fd(int fd, int ours)
@@ -275,23 +294,43 @@ static bool start(void)
 	return started == 1;
 }
 
+static void let_in(void)
+{
+	sigset_t waiting = deferred;
+
+	nr_deferred = 0;
+	sigemptyset(&deferred);
+	raw_sigmask(SIG_UNBLOCK, &waiting, NULL);
+}
+
 static long call(enum gmemu_call nr, long a, long b, long c, long d, long e, long f)
 {
 	const long arguments[6] = {a, b, c, d, e, f};
 	int error = errno;
+	bool defer = nr == GMEMU_IOCTL && (unsigned)b != RUN_VCPU && started == 1;
 	sigset_t outer;
 	long result;
 
-	block_signals(&outer);
+	if (defer) {
+		deferring = 1;
+	} else {
+		block_signals(&outer);
+		program_mask = outer;
+	}
 	in_kernel++;
-	program_mask = outer;
 	if (__builtin_expect(started != 1, 0) && !start())
 		result = -ENODEV;
 	else
 		result = kernel_call(nr, arguments);
 	in_kernel--;
 	held_signals = 0;
-	raw_sigmask(SIG_SETMASK, &outer, NULL);
+	if (defer) {
+		deferring = 0;
+		if (nr_deferred)
+			let_in();
+	} else {
+		raw_sigmask(SIG_SETMASK, &outer, NULL);
+	}
 	errno = error;
 	return result;
 }
@@ -677,11 +716,11 @@ EXPORT long syscall(long number, ...)
 	for (int i = 0; i < 6; i++)
 		a[i] = va_arg(ap, long);
 	va_end(ap);
-	if (number == SYS_vmsplice)
-		return vmsplice((int)a[0], (const struct iovec *)a[1], (size_t)a[2], (unsigned)a[3]);
-	if (number == SYS_io_uring_register)
-		return PINNING(NEXT(syscall)(number, a[0], a[1], a[2], a[3]), GMEMU_IO_URING_REGISTER, a[0], a[1], a[2], a[3]);
 	switch (number) { /* what is caught by its name in libc is caught by its number, too */
+	case SYS_vmsplice:
+		return vmsplice((int)a[0], (const struct iovec *)a[1], (size_t)a[2], (unsigned)a[3]);
+	case SYS_io_uring_register:
+		return PINNING(NEXT(syscall)(number, a[0], a[1], a[2], a[3]), GMEMU_IO_URING_REGISTER, a[0], a[1], a[2], a[3]);
 	case SYS_open:
 		return open((const char *)a[0], (int)a[1], (mode_t)a[2]);
 	case SYS_openat:
@@ -738,12 +777,19 @@ EXPORT long syscall(long number, ...)
 
 static void deliver(int sig, siginfo_t *info, void *context)
 {
-	struct sigaction *action = &program_action[sig];
+	struct sigaction action = program_action[sig];
 
-	if (action->sa_flags & SA_SIGINFO)
-		action->sa_sigaction(sig, info, context);
-	else if (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN)
-		action->sa_handler(sig);
+	if (action.sa_flags & (int)SA_RESETHAND) {
+		struct sigaction reset = {.sa_handler = SIG_DFL};
+
+		program_action[sig].sa_handler = SIG_DFL;
+		if (sig != SIGBUS)
+			NEXT(sigaction)(sig, &reset, NULL);
+	}
+	if (action.sa_flags & SA_SIGINFO)
+		action.sa_sigaction(sig, info, context);
+	else if (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN)
+		action.sa_handler(sig);
 }
 
 static void die_of(int sig)
@@ -764,17 +810,14 @@ static void on_bus_error(int sig, siginfo_t *info, void *context)
 			raise(sig);
 		return;
 	}
-	if (program_action[sig].sa_flags & (int)SA_RESETHAND) {
-		struct sigaction once = program_action[sig];
-
-		program_action[sig].sa_handler = SIG_DFL;
-		if (once.sa_flags & SA_SIGINFO)
-			once.sa_sigaction(sig, info, context);
-		else
-			once.sa_handler(sig);
-		return;
-	}
 	deliver(sig, info, context);
+}
+
+/* The signal comes again when it's no longer blocked, which it is from here on. */
+static void put_back(int sig, siginfo_t *info, void *context)
+{
+	sigaddset(&((ucontext_t *)context)->uc_sigmask, sig);
+	syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), sig, info);
 }
 
 /* Any other signal: if it met a guest, the guest is stopped first, and the signal comes again when KVM_RUN has returned. */
@@ -784,11 +827,14 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 		((void (*)(void *))guest_stop)(guest_argument);
 		held_signals = 1;
 		stop_again(1000000);
-		sigaddset(&((ucontext_t *)context)->uc_sigmask, sig);
-		syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), sig, info);
-		return;
+		put_back(sig, info, context);
+	} else if (deferring) {
+		sigaddset(&deferred, sig);
+		nr_deferred = 1;
+		put_back(sig, info, context);
+	} else {
+		deliver(sig, info, context);
 	}
-	deliver(sig, info, context);
 }
 
 EXPORT int sigaction(int sig, const struct sigaction *new, struct sigaction *old)
@@ -809,7 +855,7 @@ EXPORT int sigaction(int sig, const struct sigaction *new, struct sigaction *old
 				sigemptyset(&action.sa_mask);
 		} else if (handled) {
 			action.sa_sigaction = on_signal;
-			action.sa_flags |= SA_SIGINFO;
+			action.sa_flags = (action.sa_flags | SA_SIGINFO) & ~(int)SA_RESETHAND;
 		}
 		program_action[sig] = *new;
 		if (NEXT(sigaction)(sig, &action, NULL)) {
@@ -874,6 +920,7 @@ __attribute__((constructor)) static void loaded(void)
 {
 	struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_NODEFER};
 
+	prepare_mask();
 	for (int sig = 1; sig < NSIG; sig++)
 		NEXT(sigaction)(sig, NULL, &program_action[sig]);
 	NEXT(sigaction)(SIGBUS, &action, NULL);

@@ -198,6 +198,7 @@ class References:
         for kept in pending:
             if kept.done(result):
                 self._kept.append(kept)
+                self._host.look_closer()
                 self._host.tell("hold", by=kept.name, pages=len(kept))
 
     def settle(self) -> bool:

@@ -74,7 +74,8 @@ class Vma:
 
     def pages_of(self, start: int, end: int) -> tuple[int, int]:
         """Where file pages [start, end) are mapped here: virtual pages; nowhere if the first isn't below the last."""
-        return self.start + max(start - self.pgoff, 0), min(self.start + end - self.pgoff, self.end)
+        delta, last = self.start - self.pgoff, self.end  # no max() and min(): a conversion asks this three times
+        return start + delta if start > self.pgoff else self.start, end + delta if end + delta < last else last
 
     def __lt__(self, other: Vma) -> bool:
         return self.start < other.start

@@ -185,4 +185,8 @@ class PageCache:
 
     def is_mapped(self, start: int, end: int) -> bool:
         """Whether any process has a page table entry for a page of [start, end)."""
-        return any(True for vma in self.i_mmap for _ in vma.mm.file_ptes(vma, *vma.pages_of(start, end)))
+        for vma in self.i_mmap:
+            first, last = vma.pages_of(start, end)
+            if not vma.mm.ptes.empty(first, last) and any(True for _ in vma.mm.file_ptes(vma, first, last)):
+                return True
+        return False

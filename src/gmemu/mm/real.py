@@ -260,16 +260,23 @@ class RealAddressSpace(AddressSpace):
     # The gate
 
     def unmap_file_pages(self, vma: Vma, start: int, end: int) -> None:
-        super().unmap_file_pages(vma, start, end)
-        if _is_gated(vma):
+        """As the other.  Only get_user_pages makes entries here: where there are none, no guest has a page by them."""
+        if not self.ptes.empty(start, end):
+            super().unmap_file_pages(vma, start, end)
+        file = vma.file
+        if file is not None and file.gate is not None:
             self._deny(vma, start, end)
 
     def refresh(self, vma: Vma, start: int, end: int) -> None:
         """Let the process touch those of virtual pages [start, end) that it may, and no others."""
-        if not _is_gated(vma):
+        gate = vma.file.gate if vma.file is not None else None
+        if gate is None:
             return
         shift = vma.pgoff - vma.start
-        for s, e, private in vma.file.gate.spans(start + shift, min(end, _placed_end(vma)) + shift):  # type: ignore[union-attr]
+        if end - start < CHUNK and self._gated.covers(start, end, True) and gate.covers(start + shift, end + shift, 0):
+            self._map_shared(vma, start, end)  # the usual case, and the one to be quick in
+            return
+        for s, e, private in gate.spans(start + shift, min(end, _placed_end(vma)) + shift):
             if private:
                 self._deny(vma, s - shift, e - shift)
             else:
@@ -277,6 +284,9 @@ class RealAddressSpace(AddressSpace):
 
     def _deny(self, vma: Vma, start: int, end: int) -> None:
         """Take pages away: register what isn't, then unmap."""
+        if self._gated.covers(start, end, True):
+            self._process.madvise(start << PAGE_SHIFT, end - start << PAGE_SHIFT, MADV_DONTNEED)
+            return
         end = min(end, _placed_end(vma))
         if start >= end:
             return
@@ -309,20 +319,23 @@ class RealAddressSpace(AddressSpace):
             if first < last and last - first >= CHUNK:
                 self._process.gate_unregister(first << PAGE_SHIFT, last - first << PAGE_SHIFT)
                 self._gated.clear(first, last)
-                self._map_present(vma, s, first)
-                self._map_present(vma, last, e)
+                self._map_shared(vma, s, first)
+                self._map_shared(vma, last, e)
             else:
-                self._map_present(vma, s, e)
+                self._map_shared(vma, s, e)
 
     def _map_present(self, vma: Vma, start: int, end: int) -> None:
         """Map those of registered pages [start, end) that the process may touch."""
-        if start >= end:
-            return
-        shift, place = vma.pgoff - vma.start, _place(vma)[0] - vma.start
+        shift = vma.pgoff - vma.start
         for s, e, private in vma.file.gate.spans(start + shift, end + shift):  # type: ignore[union-attr]
             if not private:
-                at, offset = s - shift << PAGE_SHIFT, s - shift + place << PAGE_SHIFT
-                self._process.gate_map(at, e - s << PAGE_SHIFT, self.memory.fd, offset)
+                self._map_shared(vma, s - shift, e - shift)
+
+    def _map_shared(self, vma: Vma, start: int, end: int) -> None:
+        """Map registered pages [start, end), all of them shared."""
+        if start < end:
+            offset = vma.mapping.first_pfn + vma.pgoff - vma.start + start << PAGE_SHIFT  # type: ignore[union-attr]
+            self._process.gate_map(start << PAGE_SHIFT, end - start << PAGE_SHIFT, self.memory.fd, offset)
 
     def access_again(self, address: int) -> None:
         """The process got SIGBUS at `address`, in a mapping of ours: map the page if it may be touched.

@@ -36,7 +36,13 @@ def access_ok(address: int, length: int) -> bool:
 def copy_from_user(mm: AddressSpace, layout: type[S], pointer: UserPointer) -> S:
     """The structure behind `pointer`.  Raises EFAULT (`mm.uaccess`)."""
     if isinstance(pointer, int):
-        return layout.unpack_from(read_user(mm, pointer, layout.SIZE))
+        if pointer + layout.SIZE > TASK_SIZE_MAX:
+            raise rules.USER_COPY(f"address {pointer:#x} isn't in user space")
+        try:
+            data = mm.read(pointer, layout.SIZE)
+        except MemoryFault as fault:
+            raise rules.USER_COPY(str(fault)) from fault
+        return layout.unpack_from(data)
     if len(pointer) < layout.SIZE:
         raise rules.USER_COPY(f"a buffer of {len(pointer)} bytes for a structure of {layout.SIZE}")
     return layout.unpack_from(pointer)

@@ -227,7 +227,9 @@ class DirectRuntime(Runtime):
                 self.task_work_run()
         finally:
             self.current = previous
-            self._let_go()
+            if self._waits:
+                self._door.notify_all()
+            self._door.release()
 
     def guest_mode(self) -> AbstractContextManager[None]:
         return _GuestMode(self)

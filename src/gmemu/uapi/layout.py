@@ -126,7 +126,12 @@ class Struct:
     def _compile(cls) -> None:
         """Write out the constructor and the two codecs, as a C compiler would: these run on every system call."""
         args, inits, flat, out, at = [], [], [], [], 0
-        names: dict[str, Any] = {"_pack": cls._codec.pack, "_into": cls._codec.pack_into, "_from": cls._codec.unpack_from}
+        names: dict[str, Any] = {
+            "_pack": cls._codec.pack,
+            "_into": cls._codec.pack_into,
+            "_from": cls._codec.unpack_from,
+            "_new": object.__new__,
+        }
         for name, f in cls._fields.items():
             names[f"_t_{name}"] = f.inner
             many = f.count and f.code != "s"
@@ -142,8 +147,12 @@ class Struct:
             f"def pack(self):\n    return _pack({', '.join(flat)})\n"
             f"def pack_into(self, buffer, offset=0):\n    _into(buffer, offset, {', '.join(flat)})\n"
             "def _load(self, buffer, offset=0):\n    t = _from(buffer, offset)\n    " + "\n    ".join(out) + "\n"
+            "def unpack_from(cls, buffer, offset=0):\n    self = _new(cls)\n    t = _from(buffer, offset)\n    "
+            + "\n    ".join(out)
+            + "\n    return self\n"
         )
         exec(source, names)
+        setattr(cls, "unpack_from", classmethod(names["unpack_from"]))  # noqa: B010 (to a type checker it's the one below)
         for method in ("__init__", "pack", "pack_into", "_load"):
             setattr(cls, method, names[method])
 

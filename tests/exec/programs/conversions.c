@@ -343,6 +343,60 @@ static void threads(void)
 	CHECK(touched > 0);
 }
 
+/* Signals that meet a call come after it, every one of them; a handler may make calls of its own. */
+
+static volatile sig_atomic_t signals;
+static int signal_fd;
+
+static void on_signal(int sig, siginfo_t *info, void *context)
+{
+	(void)sig, (void)context;
+	CHECK(info->si_code == SI_QUEUE);
+	signals = signals + 1;
+	CHECK(ioctl(kvm_fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD) == 1);
+	convert(signal_fd, (SIZE - PAGE), PAGE, signals & 1 ? PRIVATE : SHARED);
+}
+
+static void *signaller(void *argument)
+{
+	pthread_t *to = argument;
+
+	for (unsigned i = 0; i < 2000; i++) {
+		while (touched < i / 8)
+			sched_yield();
+		while (pthread_sigqueue(*to, SIGRTMIN, (union sigval){}))
+			sched_yield();
+	}
+	race_over = true;
+	return NULL;
+}
+
+static void signals_in_the_middle(void)
+{
+	struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART};
+	pthread_t self = pthread_self(), thread;
+	unsigned char *at;
+	int fd;
+
+	at = setup(SIZE, GMEM_MMAP | GMEM_INIT_SHARED, &fd);
+	memset(at, 1, SIZE);
+	signal_fd = fd;
+	CHECK(sigaction(SIGRTMIN, &action, NULL) == 0);
+	CHECK(pthread_create(&thread, NULL, signaller, &self) == 0);
+	for (; !race_over; touched++) {
+		convert(fd, 0, PAGE, PRIVATE);
+		CHECK(is_bus_error(at, false));
+		convert(fd, 0, PAGE, SHARED);
+		CHECK(at[0] == 1);
+	}
+	CHECK(pthread_join(thread, NULL) == 0);
+	CHECK(signals == 2000, "%d signals", (int)signals);
+	/* one that is handled once, and then kills: but not before it has been handled */
+	action.sa_flags |= (int)SA_RESETHAND;
+	CHECK(sigaction(SIGRTMIN, &action, NULL) == 0 && sigqueue(getpid(), SIGRTMIN, (union sigval){}) == 0);
+	CHECK(signals == 2001 && sigaction(SIGRTMIN, NULL, &action) == 0 && action.sa_handler == SIG_DFL);
+}
+
 /* fork: the child may touch what the parent may, at the start and later. */
 
 static void say(int fd)
@@ -459,6 +513,7 @@ static const struct test tests[] = {
 	{"capabilities", capabilities},
 	{"lifetime", lifetime},
 	{"threads", threads},
+	{"signals_in_the_middle", signals_in_the_middle},
 	{NULL, NULL},
 };
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from gmemu.exec.host import RealHost
+from gmemu.kvm.guest_memfd import conversion
 from gmemu.kvm.host import Host
 from gmemu.mm.filemap import PageCache
 
 
-def _check_nothing(self: RealHost, host: Host, mapping: PageCache, start: int, end: int) -> None:
+def _check_nothing(host: Host, mapping: PageCache, start: int, end: int) -> None:
     pass
 
 
-RealHost._check_references = _check_nothing  # type: ignore[method-assign]
+conversion.check_references = _check_nothing

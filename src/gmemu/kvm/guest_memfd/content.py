@@ -17,7 +17,7 @@ from ...uapi.kvm import (
     KVM_SET_MEMORY_ATTRIBUTES2_ZERO,
     kvm_memory_attributes2,
 )
-from .conversion import check_attributes, convert_locked, writes_error_offset
+from .conversion import ConversionError, check_attributes, convert_locked, with_error_offset
 
 if TYPE_CHECKING:
     from ..arch.base import VmArch
@@ -46,13 +46,16 @@ def kvm_gmem_set_attributes_content(file: GmemFile, argp: UserPointer) -> int:
     if attrs.flags & ~vm.host.design.content_modes(vm.arch, bool(attrs.attributes)):
         raise rules.CONTENT_UNSUPPORTED(f"{_name(attrs.flags)} towards {to}, VM type {vm.vm_type.name}")
     inode = file.gmem_inode
-    with writes_error_offset(file, attrs, argp), inode.mapping.invalidate_lock.exclusive:
-        convert_locked(inode, start, end, attrs.attributes)
-        if attrs.flags == KVM_SET_MEMORY_ATTRIBUTES2_ZERO:
-            _zero(inode, start, end)
-        elif not attrs.flags:
-            for first, last, delta in list(inode.mapping.pages.runs(start, end)):
-                vm.arch.content_unspecified(first + delta, last - first)
+    try:
+        with inode.mapping.invalidate_lock.exclusive:
+            convert_locked(inode, start, end, attrs.attributes)
+            if attrs.flags == KVM_SET_MEMORY_ATTRIBUTES2_ZERO:
+                _zero(inode, start, end)
+            elif not attrs.flags:
+                for first, last, delta in list(inode.mapping.pages.runs(start, end)):
+                    vm.arch.content_unspecified(first + delta, last - first)
+    except ConversionError as failed:
+        raise with_error_offset(file, attrs, argp, failed) from None
     return 0
 
 

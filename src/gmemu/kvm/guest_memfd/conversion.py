@@ -7,8 +7,6 @@ attribute is stored, invalidation ends.  A conversion that fails has unmapped th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...hw.memory import PAGE_SHIFT, PAGE_SIZE
@@ -49,8 +47,10 @@ def kvm_gmem_set_attributes(file: GmemFile, argp: UserPointer) -> int:
     if attrs.flags:
         raise rules.ATTR_FLAGS(f"flags {attrs.flags:#x}")
     start, end = check_attributes(file, attrs)
-    with writes_error_offset(file, attrs, argp):
+    try:
         file.vm.host.design.convert(file.gmem_inode, start, end, attrs.attributes)
+    except ConversionError as failed:
+        raise with_error_offset(file, attrs, argp, failed) from None
     return 0
 
 
@@ -79,17 +79,13 @@ def check_attributes(file: GmemFile, attrs: kvm_memory_attributes2) -> tuple[int
     return offset >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT
 
 
-@contextmanager
-def writes_error_offset(
-    file: GmemFile, args: kvm_memory_attributes2 | kvm_gmem_convert, argp: UserPointer
-) -> Iterator[None]:
-    """On a `ConversionError`, copy the structure back with its `error_offset` (bytes) and raise what user space gets."""
-    try:
-        yield
-    except ConversionError as failed:
-        args.error_offset = failed.index << PAGE_SHIFT
-        copy_to_user(file.vm.rt.current.mm, argp, args)
-        raise failed.error from None
+def with_error_offset(
+    file: GmemFile, args: kvm_memory_attributes2 | kvm_gmem_convert, argp: UserPointer, failed: ConversionError
+) -> KernelError:
+    """Copy the structure back with its `error_offset` (bytes): what user space gets.  Raises EFAULT (`mm.uaccess`)."""
+    args.error_offset = failed.index << PAGE_SHIFT
+    copy_to_user(file.vm.rt.current.mm, argp, args)
+    return failed.error
 
 
 def convert(inode: GmemInode, start: int, end: int, attributes: int) -> None:
@@ -126,11 +122,14 @@ def publish(inode: GmemInode, start: int, end: int, attributes: int) -> None:
 
     The attribute changes between start and end of the invalidation, so that a fault which saw it either way is retried.
     """
-    invalidate_start(inode.files, start, end, Filter.SHARED if attributes else Filter.PRIVATE)
+    bound = [file for file in inode.files if not file.bindings.empty(start, end)]
+    if bound:
+        invalidate_start(bound, start, end, Filter.SHARED if attributes else Filter.PRIVATE)
     if not attributes:
         _make_shared(inode, start, end)
     store_attributes(inode, start, end, attributes)
-    invalidate_end(inode.files, start, end)
+    if bound:
+        invalidate_end(bound, start, end)
 
 
 def store_attributes(inode: GmemInode, start: int, end: int, attributes: int) -> None:

@@ -13,7 +13,7 @@ from ...hw.memory import PAGE_SHIFT, PAGE_SIZE
 from ...mm.uaccess import UserPointer, copy_from_user
 from ...rules import gmem as rules
 from ...uapi.kvm import GUEST_MEMFD_FLAG_SUPPORT_SHARED, KVM_MEMORY_ATTRIBUTE_PRIVATE, kvm_gmem_convert
-from .conversion import writes_error_offset
+from .conversion import ConversionError, with_error_offset
 
 if TYPE_CHECKING:
     from .file import GmemFile
@@ -50,6 +50,8 @@ def _convert_range(file: GmemFile, argp: UserPointer, attributes: int) -> int:
         raise rules.CONVERT_RANGE(f"offset {offset:#x}, size {size:#x}, file of {inode.size:#x}")
     if (offset | size) & (PAGE_SIZE - 1):
         raise rules.CONVERT_UNALIGNED(f"offset {offset:#x}, size {size:#x}")
-    with writes_error_offset(file, args, argp):
+    try:
         file.vm.host.design.convert(inode, offset >> PAGE_SHIFT, offset + size >> PAGE_SHIFT, attributes)
+    except ConversionError as failed:
+        raise with_error_offset(file, args, argp, failed) from None
     return 0
