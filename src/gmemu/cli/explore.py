@@ -45,6 +45,8 @@ def explore(args: Namespace) -> Outcome:
     """`gmemu explore`: each scenario by default, or with variants; every variant that it says
     something about with --all-variants; or what a checkpoint has left."""
     asked = _resumed(args) if args.resume else _asked(args)
+    if args.jobs > 1 and asked.options.hashing:
+        raise UsageError("--hash remembers states in one process: leave it out, or --jobs")
     runs: list[Run] = []
     interrupted = False
     with Progress("exploring", unit="searches") as progress, _Interrupt() as interrupt:
@@ -65,6 +67,7 @@ def _asked(args: Namespace) -> Checkpoint:
     wanted = [(scenario, v) for scenario in chosen for v in (scenario.stated() if args.all_variants else [variants])]
     options = Options(
         reduce=args.reduction,
+        hashing=args.hash,
         symmetry=args.symmetry,
         restore=args.restore,
         max_schedules=args.schedules,

@@ -236,6 +236,7 @@ def _add_explore(commands: Commands) -> None:
     explore.add_argument("--strategy", metavar="S", choices=("random", "pct", "pos"), help="draw schedules instead")
     explore.add_argument("--seed", metavar="N", type=int, default=0, help="what --strategy draws by (default: 0)")
     explore.add_argument("--no-reduction", dest="reduction", action="store_false", help="run orders that differ in nothing")
+    explore.add_argument("--hash", action="store_true", help="do what can be done from a state only once")
     explore.add_argument("--no-symmetry", dest="symmetry", action="store_false", help="tell tasks that are alike apart")
     explore.add_argument("--no-restore", dest="restore", action="store_false", help="set the world up anew for each run")
     explore.add_argument("--checkpoint", metavar="FILE", help="leave there what a bound, or Ctrl-C, left to do")

@@ -162,6 +162,23 @@ class Analysis:
             _join(clock, event.clock)
         return clock
 
+    def races_with(self, task: int, step: Step) -> list[int]:
+        """Positions of the steps that race with one that `task` is to take some time."""
+        clock = self._clock(task).copy()
+        found: list[int] = []
+        for event in reversed(self._domains.get(step.domain, ())):
+            other = event.step
+            covers = other.decides and other.start <= step.start and step.end <= other.end
+            if event.task != task:
+                if other.role not in step.against or other.start >= step.end or step.start >= other.end:
+                    continue
+                if event.position > clock[event.task]:
+                    found.append(event.position)
+                    _join(clock, event.clock)
+            if covers:
+                break
+        return found
+
     def _initials(self, first: Event, task: int, step: Step, before: list[int]) -> frozenset[int]:
         """Source sets: of what came after `first` without depending on it, and then `step` of `task`: who can begin that?"""
         begins: dict[int, Event] = {}

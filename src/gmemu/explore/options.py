@@ -19,6 +19,9 @@ class Options(NamedTuple):
 
     Bounds: `max_schedules`, `max_seconds`, `max_preemptions` (how often a task that could go on is made to wait), and
     `max_depth` (choices in a run; beyond it tasks take turns, and if that takes as long again nobody ever comes to an end).
+    `reduce`: of orders that differ only in steps that don't touch the same thing one is enough.  `hashing`: what can be done
+    from a state is done once (see `hashing`); not with a bound on preemptions, nor where schedules are drawn.  Where orders
+    are reduced it finds little more and costs as much as a run, so it's off; without, it makes do with a fraction of them.
     `symmetry`: of tasks that are alike the next begins when the one before has done something.  `restore`: put the world
     back between runs where that can be done, instead of setting it up again.  With `stop_at_violation` off violations are
     passed over; what they were is in the result's `states`.
@@ -28,6 +31,7 @@ class Options(NamedTuple):
     """
 
     reduce: bool = True
+    hashing: bool = False
     symmetry: bool = True
     restore: bool = True
     max_schedules: int | None = None

@@ -420,6 +420,8 @@ def explore_parallel(
     options = (options or Options())._replace(**more)
     if options.strategy != "exhaustive" and options.max_schedules is None and options.max_seconds is None:
         raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")
+    if options.hashing:
+        raise ValueError("states are remembered by one process: leave out hashing, or search with one")
     begin = begin or Saved()
     coordinator = _Coordinator(build, options, begin, watch or Watch())
     try:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, NamedTuple
 
 from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Thread
 from .dependence import Analysis
 from .findings import reported
+from .hashing import Name, Namer, State, States, value_of
 from .options import Options, Progress, Result, Watch
 from .runs import World, livelock, race
 from .sampling import STRATEGIES, Sampler
@@ -32,7 +33,20 @@ class _Pruned(Exception):
 class Node:
     """A point of choice on the current path: who could go on, who was tried, and what is left to try, in order."""
 
-    __slots__ = ("chosen", "done", "enabled", "position", "preemptions", "sleep", "todo", "yields")
+    __slots__ = (
+        "after",
+        "chosen",
+        "done",
+        "enabled",
+        "key",
+        "position",
+        "preemptions",
+        "seen",
+        "sleep",
+        "state",
+        "todo",
+        "yields",
+    )
 
     def __init__(self, enabled: dict[int, Step], sleep: dict[int, Step], chosen: int) -> None:
         self.enabled, self.sleep, self.chosen = enabled, sleep, chosen
@@ -42,6 +56,24 @@ class Node:
         self.preemptions = 0
         self.yields = 0
         """of the task that ran before, since it began to run"""
+        self.state: State | None = None
+        self.seen: Hashable = None
+        """the value of the atomic that the chosen step is done to"""
+        self.key: Hashable = None
+        self.after: set[Later] = set()
+        """the steps that were taken below it, or would have been next"""
+
+
+class Later(NamedTuple):
+    """A step that is taken at some time after a state: by which task, to what (`None`: something that came to be in the
+    run), in which pages, and how."""
+
+    task: int
+    name: Name | None
+    kind: str
+    role: str
+    start: int
+    end: int
 
 
 class Search:
@@ -65,6 +97,14 @@ class Search:
         """schedules that the sampler has drawn, here or elsewhere"""
         if options.strategy != "exhaustive":
             self.sampler = STRATEGIES[options.strategy](options.seed)
+        self.hashes = States() if options.hashing and options.max_preemptions is None and self.sampler is None else None
+        self.visited: dict[Hashable, list[tuple[frozenset[int], frozenset[Later]]]] = {}
+        """state -> what slept there when all else was done from it, and the steps that were taken then"""
+        self._later_here: frozenset[Later] = frozenset()
+        """what was done from the state that this run came to, and that others had come to before"""
+        self.matched = 0
+        """how often a state turned up again"""
+        self.namer = Namer((), 0)
         self.forced: Frontier = ()
         """how the first path begins"""
         self.base = 0
@@ -88,6 +128,8 @@ class Search:
             self.analysis = Analysis(len(runtime.names))
         self.beyond = []
         self._grouped = self.options.symmetry and any(runtime.groups)
+        if self.hashes is not None:
+            self.namer = Namer(self.worlds.set_up, runtime.domains)
         known = self.path[:-1]
         self._at = len(known)
         if self.sampler is not None:
@@ -108,6 +150,8 @@ class Search:
         except Exception as violation:
             error = violation
         self.forced = ()
+        if self.hashes is not None and self.path:
+            self.path[-1].after.update(self._later(task, step) for task, step in runtime.waiting)
         self.schedules += 1
         if self.sampler is not None and not self.drawn:
             self.sampler.steps = max(len(self.choices), 1)
@@ -154,6 +198,8 @@ class Search:
         chosen = node.chosen
         for i, thread in enumerate(able):
             if thread.number == chosen:
+                if self.hashes is not None:
+                    node.seen = value_of(thread.step)
                 return i
         raise NotDeterministic(f"choice {depth}: task {chosen} was to run next, and can't")
 
@@ -204,12 +250,16 @@ class Search:
         before = last.chosen if last is not None else -1
         enabled = self._enabled(able)
         sleep: dict[int, Step] = {}
+        state = key = None
         if last is not None and (last.sleep or last.done) and self.options.reduce:
             taken = last.enabled[before]
             for task in (*last.sleep, *last.done):
                 step = last.enabled.get(task) or last.sleep.get(task)
                 if step is not None and task != before and task in enabled and not step.conflicts(taken):
                     sleep[task] = step
+        if self.hashes is not None:
+            state, key = self._state(enabled)
+            self._match(key, sleep)
         if depth < len(self.forced):
             chosen = self.forced[depth].chosen
         elif before in enabled and before not in sleep:
@@ -219,6 +269,7 @@ class Search:
             if chosen < 0:
                 raise _Pruned
         node = Node(enabled, sleep, chosen)
+        node.state, node.key = state, key
         if last is not None:
             node.preemptions = last.preemptions + self._is_preemption(depth - 1, before)
             if last.yields or last.enabled[before].kind == "resched":
@@ -228,6 +279,44 @@ class Search:
         elif not self.options.reduce:
             node.todo = [task for task in enabled if task != chosen]
         return node
+
+    def _state(self, enabled: dict[int, Step]) -> tuple[State, Hashable]:
+        """Where the run is, and what's equal wherever it's the same.  Who has just yielded is part of that."""
+        assert self.hashes is not None
+        runtime = self.runtime
+        if not self.path:
+            state = self.hashes.begin(len(runtime.names))
+            return state, self.hashes.key(state, ())
+        last, at = self.path[-1], len(self.path) - 1
+        assert last.state is not None
+        state = self.hashes.after(last.state, runtime.who, runtime.what, last.position, last.seen, self.namer)
+        yields = self._yields(at)
+        more = (tuple(enabled), (last.chosen, yields) if yields else None)
+        return state, self.hashes.key(state, more)
+
+    def _match(self, key: Hashable, sleep: dict[int, Step]) -> None:
+        """Go no further if all that isn't asleep now was done from this state; what came of that may race with the path."""
+        for slept, after in self.visited.get(key, ()):
+            if slept <= sleep.keys():
+                self.matched += 1
+                self.path[-1].after |= after
+                self._later_here = after
+                raise _Pruned
+
+    def _race_with(self, after: frozenset[Later]) -> None:
+        """Wherever a step of the path races with one to come, try everybody: who would begin the reverse isn't known."""
+        runtime = self.runtime
+        for step in runtime.what:
+            self.namer.name(step)
+        for task, name, kind, role, start, end in after:
+            for domain in self.namer.domains_of(name):
+                for position in self.analysis.races_with(task, Step(kind, None, domain, start, end, role)):
+                    depth = bisect_left(self.positions, position)
+                    if depth < len(self.path) and self.positions[depth] == position:
+                        self.reverse(depth, task, frozenset())
+
+    def _later(self, task: int, step: Step) -> Later:
+        return Later(task, self.namer.name(step), step.kind, step.role, step.start, step.end)
 
     def _draw(self, sampler: Sampler, able: list[Thread]) -> Node:
         """A point of choice at which nothing else is to be tried."""
@@ -263,6 +352,9 @@ class Search:
                 depth = bisect_left(self.positions, reversal.first)
                 if depth < len(path) and self.positions[depth] == reversal.first:
                     self.reverse(depth, reversal.task, reversal.initials)
+            if self._later_here:
+                self._race_with(self._later_here)
+        self._later_here = frozenset()
         return race(analysis, runtime.names)
 
     def reverse(self, depth: int, task: int, initials: frozenset[int]) -> None:
@@ -292,6 +384,8 @@ class Search:
             return True
         while len(path) > self.base:
             node = path[-1]
+            if self.hashes is not None:
+                node.after.add(self._later(node.chosen, node.enabled[node.chosen]))
             node.done.append(node.chosen)
             while node.todo:
                 task = node.todo.pop(0)
@@ -304,7 +398,15 @@ class Search:
                 self._branch_position = node.position
                 return True
             path.pop()
+            if self.hashes is not None:
+                self._all_done(node)
         return False
+
+    def _all_done(self, node: Node) -> None:
+        after = frozenset(node.after)
+        self.visited.setdefault(node.key, []).append((frozenset(node.sleep), after))
+        if self.path:
+            self.path[-1].after |= after
 
     _branch_position = 0
 
@@ -359,7 +461,7 @@ def explore(
 def _search(build: Callable[[], World], options: Options, begin: Saved, watch: Watch) -> tuple[Result, Orders, list[str]]:
     """One search, with what it found as it found it; in what order it saw locks taken; and the tasks' names."""
     start = time.monotonic() - begin.seconds
-    worlds = Worlds(build, options.restore)
+    worlds = Worlds(build, options.restore, at_once=options.hashing)
     search = Search(worlds, options)
     if search.sampler is not None and options.max_schedules is None and options.max_seconds is None:
         raise ValueError(f"the strategy {options.strategy} never ends by itself: give max_schedules or max_seconds")

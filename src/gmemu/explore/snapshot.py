@@ -216,13 +216,15 @@ def _names(world: object) -> list[str]:
 class Worlds(Generic[W]):
     """Worlds for the runs of one search.  `fresh` gives one that is just set up; `done` takes it back."""
 
-    def __init__(self, build: Callable[[], W], restore: bool = True) -> None:
+    def __init__(self, build: Callable[[], W], restore: bool = True, at_once: bool = False) -> None:
         self._build, self._wanted = build, restore
         self._world: W | None = None
         self._snapshot: _Snapshot | None = None
         self._cheap = 8 if restore else 0
         """runs before it's worth remembering a world, which costs five to twenty set-ups"""
         self.names: list[str] = []
+        self.set_up: frozenset[int] = frozenset()
+        """ids of what was there when the world was set up, while it's put back and not built anew"""
         self.why = ""
         """why worlds are set up anew: the type that can't be seen into"""
 
@@ -252,6 +254,8 @@ class Worlds(Generic[W]):
         shared, mine = _Graph(other).objects, _Graph(world).objects
         try:
             self._snapshot = _Snapshot([thing for key, thing in mine.items() if key not in shared])
+            self._alive = [*mine.values(), *shared.values()]
+            self.set_up = frozenset(map(id, self._alive))
         except _Unknown as unknown:
             self.why = str(unknown)
         finally:

@@ -425,6 +425,14 @@ class ExploredRuntime(Runtime):
                 step = self._writes[what] = self._mark("write", what)
             self.step(step)
 
+    def reads_each(self, what: tuple[object, ...], start: int, end: int) -> None:
+        if end > start:
+            self.reads((*what, start, end) if end - start > 1 else (*what, start))
+
+    def writes_each(self, what: tuple[object, ...], start: int, end: int) -> None:
+        if end > start:
+            self.writes((*what, start, end) if end - start > 1 else (*what, start))
+
     def batch(self, count: int) -> int:
         return count if self._running is None else 1
 
@@ -473,12 +481,21 @@ class ExploredRuntime(Runtime):
     # What an exploration does
 
     def spawn(self, name: str, body: Callable[[], object], group: str = "") -> int:
-        """Another task for the next `run`, like the others of its `group` if it names one.  Returns its number."""
+        """Another task for the next `run`, like the others of its `group` if it names one.  Returns its number.
+
+        Tasks are alike if exchanging them, together with what each may have for itself (a page, a descriptor), changes
+        nothing but names, in the set-up as well as in what must hold.
+        """
         taken = {thread.name for thread in self._threads}
         if name in taken:
             name = next(f"{name}#{n}" for n in range(2, len(taken) + 3) if f"{name}#{n}" not in taken)
         self._threads.append(Thread(len(self._threads), name, body, group))
         return len(self._threads) - 1
+
+    @property
+    def domains(self) -> int:
+        """How many numbers for things that can be touched were given out: the last one."""
+        return self._domains
 
     @property
     def running(self) -> int:
