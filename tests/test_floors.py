@@ -29,7 +29,7 @@ FLOORS = (
     ("syscalls",),
     ("accounting", "check", "api"),
     ("faults", "vmm"),
-    ("launch", "explore", "exec", "conformance", "scenarios"),
+    ("launch", "explore", "exec", "conformance", "scenarios", "cluster"),
     ("report",),
     ("cli", "pytest_plugin", "__main__", "__init__"),
 )

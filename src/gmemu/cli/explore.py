@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ..cluster import EngineMissing, connected
 from ..explore import Options, Result, Watch
 from ..explore import Outcome as Verdict
 from ..explore.checkpoint import Checkpoint, CheckpointError, Run
+from ..explore.on_ray import on_ray
 from ..explore.parallel import explore_parallel
 from ..explore.search import explore as search
 from ..explore.token import Token
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..explore import Progress as HowFar
-    from ..explore import Saved
     from ..explore.scenario import Scenario
     from ..report.style import Style
+
+    Searcher = Callable[..., Result]
 
 __all__ = ["CHECKPOINT", "explore", "scenario_named", "variant_named", "variants"]
 
@@ -45,8 +49,17 @@ def explore(args: Namespace) -> Outcome:
     """`gmemu explore`: each scenario by default, or with variants; every variant that it says
     something about with --all-variants; or what a checkpoint has left."""
     asked = _resumed(args) if args.resume else _asked(args)
-    if args.jobs > 1 and asked.options.hashing:
-        raise UsageError("--hash remembers states in one process: leave it out, or --jobs")
+    if asked.options.hashing and (args.jobs > 1 or args.engine == "ray"):
+        raise UsageError("--hash remembers states in one process: leave it out, or --jobs and --engine")
+    try:
+        with connected(args.jobs if args.jobs > 1 else None) if args.engine == "ray" else nullcontext() as ray:
+            return _explore(args, asked, _searcher(args, ray))
+    except EngineMissing as error:
+        raise UsageError(str(error)) from None
+
+
+def _explore(args: Namespace, asked: Checkpoint, search: Searcher) -> Outcome:
+    """Carry out what was asked, until it's done or interrupted."""
     runs: list[Run] = []
     interrupted = False
     with Progress("exploring", unit="searches") as progress, _Interrupt() as interrupt:
@@ -55,7 +68,7 @@ def explore(args: Namespace) -> Outcome:
                 begin = run.result.left if run.result is not None else None
                 watch = Watch(partial(_tell, progress, number, len(asked.runs), run.scenario), interrupt)
                 build = partial(scenario_named(run.scenario), run.variants)
-                run = run._replace(result=_search(build, args, asked.options, begin, watch))
+                run = run._replace(result=search(build, options=asked.options, begin=begin, watch=watch))
                 interrupted = run.result is not None and run.result.bound == "interrupted"
             runs.append(run)
     return _outcome(args, asked._replace(runs=tuple(runs)), interrupted)
@@ -126,11 +139,12 @@ def _tell(progress: Progress, number: int, total: int, name: str, now: HowFar) -
     progress(number, total, note)
 
 
-def _search(build: Callable[[], Scenario], args: Namespace, options: Options, begin: Saved | None, watch: Watch) -> Result:
-    """One search, by as many as there are to do it."""
-    if args.jobs < 2:
-        return search(build, options, begin=begin, watch=watch)
-    return explore_parallel(build, args.jobs, options, begin=begin, watch=watch)
+def _searcher(args: Namespace, ray: Any) -> Searcher:
+    """Who searches: this process, several of this machine, or a cluster."""
+    if ray is not None:
+        workers = args.jobs if args.jobs > 1 else int(ray.cluster_resources().get("CPU", 1))
+        return partial(explore_parallel, jobs=workers, engine=on_ray(ray))
+    return partial(explore_parallel, jobs=args.jobs) if args.jobs > 1 else search
 
 
 def _outcome(args: Namespace, done: Checkpoint, interrupted: bool) -> Outcome:

@@ -233,6 +233,7 @@ def _add_explore(commands: Commands) -> None:
         "--depth", metavar="N", type=int, default=1000, help="choices in a run before tasks take turns (default: 1000)"
     )
     explore.add_argument("--jobs", metavar="N", type=int, default=1, help="processes that share each search (default: 1)")
+    explore.add_argument("--engine", choices=("local", "ray"), default="local", help="ray spreads a search over a cluster")
     explore.add_argument("--strategy", metavar="S", choices=("random", "pct", "pos"), help="draw schedules instead")
     explore.add_argument("--seed", metavar="N", type=int, default=0, help="what --strategy draws by (default: 0)")
     explore.add_argument("--no-reduction", dest="reduction", action="store_false", help="run orders that differ in nothing")

@@ -3,23 +3,18 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...cluster import EngineMissing, connected
 from ..backends import BackendUnavailable, open_backend
 
 if TYPE_CHECKING:
     from .engine import Finding
 
 __all__ = ["EngineMissing", "Job", "JobResult", "run_job", "run_jobs"]
-
-
-class EngineMissing(Exception):
-    """A package is needed that isn't installed; the message says which."""
 
 
 class Job(NamedTuple):
@@ -83,14 +78,7 @@ def _locally(jobs: list[Job]) -> Iterator[JobResult]:
 
 def _on_ray(jobs: list[Job]) -> Iterator[JobResult]:
     """On the cluster that RAY_ADDRESS names; else on one that's made for the campaign, of this machine alone."""
-    try:
-        import ray  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise EngineMissing("--engine ray needs Ray: pip install 'gmemu[ray]'") from None
-    own: dict[str, Any] = (
-        {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    )
-    with ray.init(log_to_driver=False, logging_level=logging.ERROR, **own):
+    with connected() as ray:
         remote: Any = ray.remote(run_job)
         waiting = [remote.remote(job) for job in jobs]
         while waiting:
