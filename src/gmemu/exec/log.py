@@ -138,6 +138,8 @@ class LoggedCalls:
             result = entry["result"] = call(*words)
             if result == kernel.NOT_OURS:
                 return result
+            if name == "ioctl" and result >= 0 and words[1] >> 31 & 1:  # _IOC_READ: the argument is an answer
+                entry["args"] = decode.arguments(kernel, name, words)
             if -4096 < result < 0:
                 entry["errno"] = errno_name(-result)
                 entry["result"] = -1

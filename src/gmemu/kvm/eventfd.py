@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..hw.memory import PAGE_SHIFT, PAGE_SIZE
+from ..hw.real_memory import out_of_the_way
 from ..mm.uaccess import UserPointer, copy_from_user
 from ..rules import kvm as rules
 from ..uapi.kvm import kvm_coalesced_mmio_zone, kvm_ioeventfd, kvm_irqfd
@@ -49,6 +50,7 @@ class IoBus:
         self.events: list[_IoEvent] = []
         self.zones: list[_Zone] = []
         self._irqfds: dict[tuple[int, int], int] = {}
+        """the eventfd's own number and a GSI -> our descriptor"""
         self._thread: threading.Thread | None = None
         self._wake: tuple[int, int] | None = None
 
@@ -78,19 +80,24 @@ class IoBus:
 
     # irqfd
 
-    def assign(self, given: int, gsi: int, fd: int) -> None:
-        """kvm_irqfd_assign(): watch `fd`; each event is a pulse of `gsi`."""
-        self._irqfds[given, gsi] = fd
+    def assign(self, gsi: int, fd: int) -> None:
+        """kvm_irqfd_assign(): watch `fd`; each event is a pulse of `gsi`.  Raises EBUSY (`kvm.irqfd.busy`)."""
+        number = _eventfd_number(fd)
+        if any(known == number for known, _ in self._irqfds):
+            os.close(fd)
+            raise rules.IRQFD_BUSY(f"eventfd {number}, gsi {gsi}")
+        self._irqfds[number, gsi] = fd
         if self._thread is None:
-            self._wake = os.pipe()
+            read, write = os.pipe()
+            self._wake = out_of_the_way(read), out_of_the_way(write)
             self._thread = threading.Thread(target=self._watch, name="gmemu-irqfd", daemon=True)
             self._thread.start()
         else:
             self._poke()
 
     def deassign(self, given: int, gsi: int) -> None:
-        """kvm_irqfd_deassign()."""
-        fd = self._irqfds.pop((given, gsi), None)
+        """kvm_irqfd_deassign(): nothing happens if there is none such."""
+        fd = self._irqfds.pop((_eventfd_number(given), gsi), None)
         if fd is not None:
             self._poke()
             os.close(fd)
@@ -106,8 +113,10 @@ class IoBus:
         task = self._vm.rt.current.__class__("irqfd")
         while not end:
             fds = {fd: gsi for (_, gsi), fd in list(self._irqfds.items())}
-            ready, _, _ = select.select([wake, *fds], [], [])
-            for fd in ready:
+            poll = select.poll()
+            for fd in (wake, *fds):
+                poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll():
                 if fd == wake:
                     end = b"q" in os.read(wake, 64)
                     continue
@@ -122,14 +131,17 @@ class IoBus:
                         self._vm.irqchip.set_gsi(fds[fd], False)
                 finally:
                     self._vm.rt.leave(previous)
+        for fd in self._wake:
+            os.close(fd)
 
     def destroy(self) -> None:
         """The VM is gone: so are its duplicates."""
         if self._wake is not None:
             os.write(self._wake[1], b"q")
-        for event in self.events:
-            os.close(event.fd)
+        for fd in (*(event.fd for event in self.events), *self._irqfds.values()):
+            os.close(fd)
         self.events.clear()
+        self._irqfds.clear()
 
 
 def _check(vm: Vm, fd: int) -> None:
@@ -146,7 +158,14 @@ def _check(vm: Vm, fd: int) -> None:
 def _duplicate(vm: Vm, fd: int) -> int:
     """A descriptor of the eventfd that user space gave.  Raises as `_check` does."""
     _check(vm, fd)
-    return os.dup(fd)
+    return out_of_the_way(os.dup(fd))
+
+
+def _eventfd_number(fd: int) -> int:
+    """Which eventfd this is, by whatever descriptor."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file.read().splitlines())
+    return int(lines["eventfd-id"])
 
 
 def vm_ioeventfd(vm: Vm, arg: UserPointer) -> int:
@@ -195,7 +214,7 @@ def vm_irqfd(vm: Vm, arg: UserPointer) -> int:
         return 0
     if vm.irqchip is None:
         raise rules.IRQFD("a VM without an irqchip")
-    vm.io.assign(given.fd, given.gsi, _duplicate(vm, given.fd))
+    vm.io.assign(given.gsi, _duplicate(vm, given.fd))
     return 0
 
 

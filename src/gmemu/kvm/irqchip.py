@@ -25,13 +25,15 @@ _SPURIOUS = 7
 class _Pic:
     """One 8259A."""
 
-    def __init__(self) -> None:
+    def __init__(self, elcr_mask: int) -> None:
         self.irr = self.isr = self.last = 0
         self.imr = 0
         self.base = 0
         self.init_step = 0
         self.elcr = 0
         self.auto_eoi = self.read_isr = self.needs_icw4 = False
+        self.priority_add = self.poll = self.special_mask = self.rotate_on_auto_eoi = self.special_fully_nested = 0
+        self.elcr_mask = elcr_mask
 
     def set_line(self, pin: int, level: bool) -> int:
         """pic_set_irq1(): 1 if it's new, 0 if it still waited, -1 if it's masked."""
@@ -69,7 +71,7 @@ class _Pic:
     def _command(self, value: int) -> None:
         if value & 0x10:
             elcr = self.elcr
-            self.__init__()  # type: ignore[misc]
+            self.__init__(self.elcr_mask)  # type: ignore[misc]
             self.elcr, self.init_step, self.needs_icw4 = elcr, 1, bool(value & 1)
         elif value & 8:
             if value & 2:
@@ -99,7 +101,7 @@ class IrqChip:
 
     def __init__(self, vm: Vm, split: bool) -> None:
         self._vm, self.split = vm, split
-        self.pics = (_Pic(), _Pic())
+        self.pics = (_Pic(0xF8), _Pic(0xDE))
         self.redirection = [_MASK] * IOAPIC_PINS
         self._select = self._lines = 0
         self.ioapic_id = 0
@@ -176,7 +178,7 @@ class IrqChip:
         if port in (0x20, 0x21, 0xA0, 0xA1):
             self.pics[port >> 7].write(port & 1, value)
         elif port in (0x4D0, 0x4D1):
-            self.pics[port & 1].elcr = value & (0xF8 if port == 0x4D0 else 0xDE)
+            self.pics[port & 1].elcr = value & self.pics[port & 1].elcr_mask
         elif self.pit is None or not self.pit.port_write(port, value):
             return False
         self._cascade()
@@ -264,9 +266,9 @@ class IrqChip:
             head += self.ioapic_id.to_bytes(4, "little") + self._lines.to_bytes(4, "little") + bytes(4)
             return head + b"".join(entry.to_bytes(8, "little") for entry in self.redirection)
         pic = self.pics[chip]
-        lines = (pic.last & 0xFF, pic.irr, pic.imr, pic.isr, 0, pic.base, int(pic.read_isr), 0, 0)
-        setup = (pic.init_step, int(pic.auto_eoi), 0, 0, int(pic.needs_icw4), pic.elcr, 0xF8 if chip == 0 else 0xDE)
-        return bytes(lines + setup)
+        lines = (pic.last & 0xFF, pic.irr, pic.imr, pic.isr, pic.priority_add, pic.base, int(pic.read_isr))
+        modes = (pic.poll, pic.special_mask, pic.init_step, int(pic.auto_eoi), pic.rotate_on_auto_eoi)
+        return bytes((*lines, *modes, pic.special_fully_nested, int(pic.needs_icw4), pic.elcr, pic.elcr_mask))
 
     def set_state(self, chip: int, state: bytes) -> None:
         """The other way."""
@@ -277,7 +279,9 @@ class IrqChip:
         pic = self.pics[chip]
         pic.last, pic.irr, pic.imr, pic.isr, pic.base = state[0], state[1], state[2], state[3], state[5]
         pic.read_isr, pic.init_step, pic.auto_eoi = bool(state[6]), state[9], bool(state[10])
-        pic.needs_icw4, pic.elcr = bool(state[13]), state[14]
+        pic.needs_icw4, pic.elcr, pic.elcr_mask = bool(state[13]), state[14], state[15]
+        pic.priority_add, pic.poll, pic.special_mask, pic.rotate_on_auto_eoi = state[4], state[7], state[8], state[11]
+        pic.special_fully_nested = state[12]
 
 
 def deliver_message(vm: Vm, low: int, high: int, data: int) -> int:

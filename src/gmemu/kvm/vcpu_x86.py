@@ -37,6 +37,7 @@ _DEBUG_ENABLE, _DEBUG_STEP, _DEBUG_SW, _DEBUG_HW, _DEBUG_DB, _DEBUG_BP = 1, 2, 1
 _DB, _BP = 1, 3
 _TSC_CTRL, _TSC_OFFSET = 0, 0
 _PDPTRS_VALID = 1
+_INVALID_GPA = (1 << 64) - 1
 _CR0_PG = 1 << 31
 
 
@@ -197,8 +198,8 @@ def _translate(vcpu: Vcpu, arg: UserPointer) -> int:
         gpa: int | None = wanted.linear_address
     else:
         gpa = vcpu.machine.translate_linear(wanted.linear_address) if vcpu.machine is not None else None
-    wanted.valid = int(gpa is not None)
-    wanted.physical_address = (1 << 64) - 1 if gpa is None else gpa
+    wanted.physical_address = _INVALID_GPA if gpa is None else gpa
+    wanted.valid = int(wanted.physical_address != _INVALID_GPA)
     wanted.writeable = 1
     copy_to_user(mm, arg, wanted)
     return 0

@@ -585,6 +585,12 @@ IRQFD = rule(
     "an irqfd needs an irqchip and known flags",
     "virt/kvm/eventfd.c: kvm_irqfd()",
 )
+IRQFD_BUSY = rule(
+    "kvm.irqfd.busy",
+    EBUSY,
+    "an eventfd must not be an irqfd already, for whichever GSI",
+    "virt/kvm/eventfd.c: kvm_irqfd_assign()",
+)
 COALESCED_ZONE = rule(
     "kvm.coalesced",
     EINVAL,
