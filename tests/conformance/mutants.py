@@ -48,6 +48,8 @@ _FILE, _BIND, _FAULT = "kvm.guest_memfd.file", "kvm.guest_memfd.binding", "kvm.g
 _DIRTY = "kvm.dirty"
 _SLOTS, _ATTR, _VM, _VCPU, _RUN, _MMU = "kvm.memslots", "kvm.attributes", "kvm.vm", "kvm.vcpu", "kvm.run", "kvm.mmu"
 _MREMAP = "mm.mremap"
+_VM_X86, _VCPU_X86, _CAPS, _EVENTFD = "kvm.vm_x86", "kvm.vcpu_x86", "kvm.vm_caps", "kvm.eventfd"
+_FILTER, _CHIP, _LAPIC = "kvm.msr_filter", "kvm.irqchip", "kvm.lapic"
 
 MUTANTS = (
     # guest_memfd: creation, mmap, faults, fallocate
@@ -244,6 +246,46 @@ MUTANTS = (
         "        if 0:\n            raise rules.PROCESS",
     ),
     Mutant("hole zeroes no part of a page", "mm.shmem", "0 < last - first < PAGE_SIZE", "False"),
+    # a PC's interrupt controllers, clocks and limits
+    _off("second irqchip", _VM_X86, "vm.irqchip is not None"),
+    _off("second PIT", _VM_X86, "vm.irqchip.pit is not None"),
+    _off("routes that don't fit", _VM_X86, "entry.gsi >= _MAX_ROUTES or not _route_fits(vm, entry, others)"),
+    Mutant(
+        "a route to a chip in user space", _VM_X86, " or vm.irqchip.split:\n        return False", ":\n        return False"
+    ),
+    _off("message for nobody", _VM_X86, "taken < 0"),
+    Mutant("TSS below 4 GiB", _VM_X86, "arg > (1 << 32) - 3 * 4096:", "arg > (1 << 32) - 4 * 4096:"),
+    Mutant("boot CPU one too high", _VM_X86, "arg >= limit + (not vm.max_vcpu_id):", "arg > limit + (not vm.max_vcpu_id):"),
+    _off("clock flags", _VM_X86, "data.flags & ~(2 | 4 | 8)"),
+    Mutant("VM's TSC after vCPUs", _VM_X86, "late = bool(vm.created_vcpus) and not", "late = not"),
+    Mutant(
+        "line's status",
+        _VM_X86,
+        "line.irq = vm.irqchip.set_gsi(line.irq, bool(line.level)) & _U32",
+        "vm.irqchip.set_gsi(line.irq, bool(line.level))",
+    ),
+    Mutant("slave's line is a level", _CHIP, "            master.set_line(2, False)\n", "            pass\n"),
+    Mutant("masked pin counts", _CHIP, "return -1 if self.imr & bit else status", "return status"),
+    _off("KVM_INTERRUPT with an irqchip", _VCPU_X86, "chip is not None and not chip.split"),
+    _off("KVM_INTERRUPT twice", _VCPU_X86, "chip is not None and vcpu.interrupt >= 0"),
+    _off("vector 2", _VCPU_X86, "exception and (events.exception_nr > 31 or events.exception_nr == 2)"),
+    _off("local APIC's id", _VCPU_X86, "apic.x2apic and vcpu.vm.x2apic_format and not apic.id_fits(state)"),
+    _off("#DB after #DB", _VCPU_X86, "cpu.event is not None"),
+    Mutant("MXCSR without SSE", _VCPU_X86, "(xstate_bv and mxcsr & ~0xFFFF)", "mxcsr & ~0xFFFF"),
+    _off("bus cycle", _CAPS, "not 0 < value <= _MAX_BUS_CYCLE_NS"),
+    _off("reserved pins", _CAPS, "value > _MAX_RESERVED_PINS"),
+    _off("highest vCPU id twice", _CAPS, "vm.max_vcpu_id or vm.bsp_vcpu_id > value"),
+    _off("irqfd flags", _EVENTFD, "given.flags & ~_IRQFD_DEASSIGN"),
+    Mutant("ioeventfd of 3 bytes", _EVENTFD, "given.len not in (0, 1, 2, 4, 8)", "given.len not in (0, 1, 2, 3, 4, 8)"),
+    _off("MSR filter flags", _FILTER, "given.flags & ~DEFAULT_DENY"),
+    Mutant("MSR filter a bit too long", _FILTER, "part.nmsrs > _MAX_BITMAP", "part.nmsrs > _MAX_BITMAP + 1"),
+    _off(
+        "high half of an x2APIC register",
+        _LAPIC,
+        "(register == _ICR and value & 0xFFF32000) or (register != _ICR and value >> 32)",
+    ),
+    _off("x2APIC ESR and SELF_IPI", _LAPIC, "(register == _ESR and value) or (register == _SELF_IPI and value > 0xFF)"),
+    Mutant("x2APIC reads DFR", _LAPIC, "register in (_ARBPRI, _DFR, _ICR2)", "register in (_ARBPRI, _ICR2)"),
 )
 
 

@@ -18,6 +18,7 @@ __all__ = ["APIC_REGISTERS_SIZE", "DELIVERY_FIXED", "DELIVERY_NMI", "LocalApic",
 
 APIC_REGISTERS_SIZE = 0x400
 _ID, _LVR, _TPR, _PPR, _EOI, _LDR, _DFR, _SVR = 0x20, 0x30, 0x80, 0xA0, 0xB0, 0xD0, 0xE0, 0xF0
+_ARBPRI = 0x90
 _ISR, _TMR, _IRR, _ESR, _LVT_CMCI, _ICR, _ICR2 = 0x100, 0x180, 0x200, 0x280, 0x2F0, 0x300, 0x310
 _LVT_TIMER, _LVT_LINT0, _LVT_ERROR, _TIMER_INITIAL, _TIMER_CURRENT, _TIMER_DIVIDE, _SELF_IPI = (
     0x320,
@@ -35,7 +36,7 @@ _ONE_SHOT, _PERIODIC, _TSC_DEADLINE = 0, 1, 2
 DELIVERY_FIXED, DELIVERY_LOWEST, DELIVERY_SMI, DELIVERY_NMI, DELIVERY_INIT, DELIVERY_STARTUP = 0, 1, 2, 4, 5, 6
 _READABLE = frozenset(
     (
-        *(_ID, _LVR, _TPR, 0x90, _PPR, _LDR, _DFR, _SVR, _ESR, _ICR, _ICR2),
+        *(_ID, _LVR, _TPR, _ARBPRI, _PPR, _LDR, _DFR, _SVR, _ESR, _ICR, _ICR2),
         *(_TIMER_INITIAL, _TIMER_CURRENT, _TIMER_DIVIDE),
         *range(_ISR, _ESR, 0x10),
         *range(_LVT_TIMER, _LVT_ERROR + 1, 0x10),
@@ -209,7 +210,7 @@ class LocalApic:
         """kvm_x2apic_msr_read().  Raises `MsrError`."""
         register = (index - 0x800) << 4
         known = register in _READABLE or (register == _LVT_CMCI and self._has_cmci)
-        if not self.x2apic or not known or register in (_DFR, _ICR2):
+        if not self.x2apic or not known or register in (_ARBPRI, _DFR, _ICR2):
             raise MsrError(f"MSR {index:#x} isn't a readable x2APIC register")
         value = self._read(register)
         return value | self._get(_ICR2) << 32 if register == _ICR else value
@@ -223,8 +224,8 @@ class LocalApic:
             raise MsrError(f"MSR {index:#x} isn't a writable x2APIC register")
         if (register == _ICR and value & 0xFFF32000) or (register != _ICR and value >> 32):
             raise MsrError(f"x2APIC register {register:#x} can't be {value:#x}")
-        if register in (_EOI, _ESR) and value:
-            raise MsrError(f"x2APIC register {register:#x} takes 0 only")
+        if (register == _ESR and value) or (register == _SELF_IPI and value > 0xFF):
+            raise MsrError(f"x2APIC register {register:#x} can't be {value:#x}")
         if register == _ICR:
             self._set(_ICR2, value >> 32)
         self._write(register, value & _U32)

@@ -319,7 +319,7 @@ def _set_base(name: str) -> Callable[[Vcpu, int, bool], None]:
 def apic_base_valid(vcpu: Vcpu, value: int) -> bool:
     """kvm_set_apic_base() by user space: no reserved bits, and x2APIC only on top of enabled, if the guest has it."""
     features = find_entry(vcpu, 1, 0)
-    x2apic = features is None or features.ecx >> 21 & 1
+    x2apic = features is not None and features.ecx >> 21 & 1
     return not (value >> 48 or value & 0x2FF or value & 0xC00 == 0x400 or (value & 0x400 and not x2apic))
 
 

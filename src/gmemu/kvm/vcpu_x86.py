@@ -34,7 +34,8 @@ __all__ = ["IOCTLS", "get_events", "set_events"]
 
 _NMI_PENDING, _SIPI, _SHADOW, _SMM, _PAYLOAD, _TRIPLE_FAULT = 1, 2, 4, 8, 16, 32
 _DEBUG_ENABLE, _DEBUG_STEP, _DEBUG_SW, _DEBUG_HW, _DEBUG_DB, _DEBUG_BP = 1, 2, 1 << 16, 1 << 17, 1 << 18, 1 << 19
-_DB, _BP = 1, 3
+_DB, _BP, _OF = 1, 3, 4
+_SOFT_EXCEPTIONS = frozenset((_BP, _OF))
 _TSC_CTRL, _TSC_OFFSET = 0, 0
 _PDPTRS_VALID = 1
 _INVALID_GPA = (1 << 64) - 1
@@ -91,7 +92,10 @@ def get_events(vcpu: Vcpu) -> kvm_vcpu_events:
     elif event is not None and event.external:
         events.nmi_injected = 1
     elif event is not None:
-        events.exception_injected, events.exception_nr = 1, event.vector
+        events.exception_nr = event.vector
+        if event.vector not in _SOFT_EXCEPTIONS:
+            events.exception_pending = int(event.pending)
+            events.exception_injected = int(not event.pending or not vcpu.vm.exception_payload)
         events.exception_has_error_code = int(event.error_code is not None)
         events.exception_error_code = event.error_code or 0
     elif vcpu.interrupt >= 0:
@@ -100,8 +104,6 @@ def get_events(vcpu: Vcpu) -> kvm_vcpu_events:
     events.nmi_pending = vcpu.nmi_pending
     if vcpu.vm.exception_payload:
         events.flags |= _PAYLOAD
-        if event is not None and events.exception_injected and not vcpu.has_run:
-            events.exception_pending, events.exception_injected = 1, 0
     if vcpu.vm.triple_fault_event:
         events.flags |= _TRIPLE_FAULT
         events.triple_fault_pending = int(vcpu.triple_fault)
@@ -117,18 +119,22 @@ def set_events(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
         raise rules.EVENTS_INVALID(f"flags {events.flags:#x}, allowed {allowed:#x}")
     if not events.flags & _PAYLOAD:
         events.exception_pending = events.exception_has_payload = 0
+    elif events.exception_pending:
+        events.exception_injected = 0
+    else:
+        events.exception_has_payload = 0
     exception = events.exception_injected or events.exception_pending
     if exception and (events.exception_nr > 31 or events.exception_nr == 2):
         raise rules.EVENTS_INVALID(f"exception {events.exception_nr}")
-    if events.flags & _SMM and (events.smi_smm or events.smi_latched_init) and events.smi_smm and not vcpu.vm.has_smm:
-        raise rules.EVENTS_INVALID("system management mode")
+    if events.flags & _SMM and (events.smi_smm or events.smi_pending or events.smi_smm_inside_nmi):
+        raise rules.EVENTS_INVALID("system management mode, which there isn't")
     cpu = vcpu.machine
     if cpu is not None:
         cpu.event = None
         if exception:
             error = events.exception_error_code if events.exception_has_error_code else None
             address = events.exception_payload if events.exception_has_payload and events.exception_nr == 14 else None
-            cpu.event = Event(events.exception_nr, error, address=address)
+            cpu.event = Event(events.exception_nr, error, address=address, pending=bool(events.exception_pending))
         elif events.nmi_injected:
             cpu.event = Event(2, external=True)
         elif events.interrupt_injected:
@@ -214,7 +220,7 @@ def _set_guest_debug(vcpu: Vcpu, arg: UserPointer) -> int:
     if debug.control & (_DEBUG_DB | _DEBUG_BP):
         if cpu.event is not None:
             raise rules.GUEST_DEBUG_BUSY(f"{cpu.event}")
-        cpu.event = Event(_DB if debug.control & _DEBUG_DB else _BP)
+        cpu.event = Event(_DB if debug.control & _DEBUG_DB else _BP, pending=True)
     enabled = bool(debug.control & _DEBUG_ENABLE)
     vcpu.guest_debug = debug.control if enabled else 0
     cpu.intercepts = frozenset(

@@ -85,7 +85,7 @@ class Vm:
         self.irqchip: IrqChip | None = None
         self.io = IoBus(self)
         self.x2apic_format = False
-        self.exception_payload = self.triple_fault_event = self.has_smm = False
+        self.exception_payload = self.triple_fault_event = False
         self.n_max_mmu_pages = 0
         self.clock_offset = -monotonic_ns()
         self.user_space_msr_mask = 0

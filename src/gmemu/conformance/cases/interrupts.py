@@ -12,6 +12,7 @@ from ...uapi.kvm import (
     KVM_GET_IRQCHIP,
     KVM_GET_LAPIC,
     KVM_GET_MP_STATE,
+    KVM_GET_MSRS,
     KVM_GET_PIT2,
     KVM_INTERRUPT,
     KVM_IOEVENTFD,
@@ -21,10 +22,12 @@ from ...uapi.kvm import (
     KVM_NMI,
     KVM_REGISTER_COALESCED_MMIO,
     KVM_REINJECT_CONTROL,
+    KVM_SET_CPUID2,
     KVM_SET_GSI_ROUTING,
     KVM_SET_IRQCHIP,
     KVM_SET_LAPIC,
     KVM_SET_MP_STATE,
+    KVM_SET_MSRS,
     KVM_SET_PIT2,
     KVM_SIGNAL_MSI,
     KVM_UNREGISTER_COALESCED_MMIO,
@@ -39,13 +42,24 @@ from ...uapi.kvm import (
     kvm_mp_state,
     kvm_msi,
 )
-from ...uapi.kvm_x86 import kvm_irqchip, kvm_lapic_state, kvm_pit_config, kvm_pit_state2
+from ...uapi.kvm_x86 import (
+    kvm_cpuid_entry2,
+    kvm_irqchip,
+    kvm_lapic_state,
+    kvm_msr_entry,
+    kvm_msrs,
+    kvm_pit_config,
+    kvm_pit_state2,
+)
 from ...uapi.layout import Struct
 from ..bench import Bench
 from ..case import case
 
 _NOBODY = 987
 """A descriptor that no program has."""
+_APIC_BASE, _X2APIC_ENABLE, _CPUID_X2APIC = 0x1B, 1 << 10, 1 << 21
+_X2APIC_MSR, _ICR_MSR, _TIMER_MSR = 0x800, 0x30, 0x38
+_CHIP_STATE, _IMR = 8, 2
 _LAPIC_ID, _LAPIC_VERSION, _SPURIOUS, _LVT_LINT0 = 0x20, 0x30, 0xF0, 0x350
 
 
@@ -132,6 +146,15 @@ def lines(b: Bench) -> None:
         memory = bytearray(kvm_irqchip(chip_id=chip).pack())
         b.probe(f"chip {chip} with lines 4 and 12 up", vm.ioctl, KVM_GET_IRQCHIP, memory)
         b.record(f"chip {chip}'s state then", bytes(memory))
+    for name, mask in {"unmasked": 0, "masked": 0xFF}.items():
+        for chip in range(2):
+            state = bytearray(kvm_irqchip(chip_id=chip).pack())
+            state[_CHIP_STATE + _IMR] = mask
+            b.probe(f"chip {chip} {name}", vm.ioctl, KVM_SET_IRQCHIP, state)
+        for step, (gsi, level) in enumerate(((3, 1), (3, 1), (3, 0), (3, 1), (9, 1))):
+            memory = bytearray(kvm_irq_level(irq=gsi, level=level).pack())
+            vm.ioctl(KVM_IRQ_LINE_STATUS, memory)
+            b.record(f"{name}, step {step}: gsi {gsi} level {level}", kvm_irq_level.unpack_from(memory).irq)
 
 
 @case("interrupts", each_vm=False)
@@ -263,6 +286,47 @@ def local_apic(b: Bench) -> None:
 
 
 @case("interrupts", each_vm=False)
+def x2apic(b: Bench) -> None:
+    """The local APIC's registers as MSRs: each is read, and written with what fits and what doesn't."""
+    vm = b.vm(0)
+    _whole(vm)
+    b.probe("32-bit destinations", vm.enable_cap, Cap.X2APIC_API, 3)
+    b.probe("unknown bits", vm.enable_cap, Cap.X2APIC_API, 4)
+    vcpu = b.vcpu(vm)
+    apic_base = int.from_bytes(_msr(b, vcpu, "apic base", _APIC_BASE) or b"", "little")
+    _set_msr(b, vcpu, "x2APIC without CPUID's word", _APIC_BASE, apic_base | _X2APIC_ENABLE)
+    leaf = kvm_cpuid_entry2(function=1, ecx=_CPUID_X2APIC).pack()
+    b.probe("CPUID", vcpu.ioctl, KVM_SET_CPUID2, b.pointer((1).to_bytes(8, "little") + leaf))
+    _set_msr(b, vcpu, "x2APIC", _APIC_BASE, apic_base | _X2APIC_ENABLE)
+    for register in range(0x40):
+        _msr(b, vcpu, f"register {register:#x}", _X2APIC_MSR + register)
+    for register in range(0x40):
+        if register not in (_ICR_MSR, _TIMER_MSR):
+            for value in (0, 1, 1 << 32, 0xFFFFFFFF):
+                _set_msr(b, vcpu, f"register {register:#x} := {value:#x}", _X2APIC_MSR + register, value)
+    state = _call(b, "get", vcpu, KVM_GET_LAPIC, kvm_lapic_state())
+    for name, number in {"its own": 0, "another's": 7, "another's, as an xAPIC has it": 7 << 24}.items():
+        given = bytearray(state or bytes(0x400))
+        given[_LAPIC_ID : _LAPIC_ID + 4] = number.to_bytes(4, "little")
+        _call(b, f"set with {name} id", vcpu, KVM_SET_LAPIC, kvm_lapic_state(regs=bytes(given)))
+
+
+def _msr(b: Bench, vcpu: Vcpu, name: str, index: int) -> bytes | None:
+    """Probe the reading of an MSR, and record what was in it."""
+    memory = bytearray(kvm_msrs(nmsrs=1).pack() + kvm_msr_entry(index=index).pack())
+    if b.probe(f"read {name}", vcpu.ioctl, KVM_GET_MSRS, memory) != 1:
+        return None
+    value = bytes(memory[-8:])
+    b.record(f"{name} is", int.from_bytes(value, "little"))
+    return value
+
+
+def _set_msr(b: Bench, vcpu: Vcpu, name: str, index: int, value: int) -> None:
+    memory = bytearray(kvm_msrs(nmsrs=1).pack() + kvm_msr_entry(index=index, data=value).pack())
+    b.probe(name, vcpu.ioctl, KVM_SET_MSRS, memory)
+
+
+@case("interrupts", each_vm=False)
 def injecting(b: Bench) -> None:
     for kind, make in KINDS.items():
         for irq in (0, 32, 255, 256, 0xFFFFFFFF):
@@ -287,11 +351,12 @@ def event_descriptors(b: Bench) -> None:
             "-1": kvm_ioeventfd(addr=0x1000, len=4, fd=-1),
             "an ordinary file": kvm_ioeventfd(addr=0x1000, len=4, fd=other.fd),
             "the VM": kvm_ioeventfd(addr=0x1000, len=4, fd=vm.fd),
-            "3 bytes": kvm_ioeventfd(addr=0x1000, len=3, fd=other.fd),
-            "16 bytes": kvm_ioeventfd(addr=0x1000, len=16, fd=other.fd),
-            "wrapping": kvm_ioeventfd(addr=(1 << 64) - 2, len=4, fd=other.fd),
-            "unknown flags": kvm_ioeventfd(addr=0x1000, len=4, fd=other.fd, flags=1 << 4),
-            "no length, data": kvm_ioeventfd(addr=0x1000, len=0, fd=other.fd, flags=1),
+            "3 bytes": kvm_ioeventfd(addr=0x1000, len=3, fd=_NOBODY),
+            "16 bytes": kvm_ioeventfd(addr=0x1000, len=16, fd=_NOBODY),
+            "wrapping": kvm_ioeventfd(addr=(1 << 64) - 2, len=4, fd=_NOBODY),
+            "the kernel's own flag": kvm_ioeventfd(addr=0x1000, len=4, fd=_NOBODY, flags=1 << 4),
+            "unknown flags": kvm_ioeventfd(addr=0x1000, len=4, fd=_NOBODY, flags=1 << 5),
+            "no length, data": kvm_ioeventfd(addr=0x1000, len=0, fd=_NOBODY, flags=1),
             "taken back, never given": kvm_ioeventfd(addr=0x1000, len=4, fd=other.fd, flags=4),
             "taken back, no descriptor": kvm_ioeventfd(addr=0x1000, len=4, fd=_NOBODY, flags=4),
         }.items():
@@ -300,7 +365,7 @@ def event_descriptors(b: Bench) -> None:
             "no descriptor": kvm_irqfd(fd=_NOBODY, gsi=4),
             "an ordinary file": kvm_irqfd(fd=other.fd, gsi=4),
             "the VM": kvm_irqfd(fd=vm.fd, gsi=4),
-            "unknown flags": kvm_irqfd(fd=other.fd, gsi=4, flags=1 << 2),
+            "unknown flags": kvm_irqfd(fd=_NOBODY, gsi=4, flags=1 << 2),
             "resample": kvm_irqfd(fd=other.fd, gsi=4, flags=2),
             "gsi 4095": kvm_irqfd(fd=other.fd, gsi=4095),
             "gsi 4096": kvm_irqfd(fd=other.fd, gsi=4096),

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ...api.descriptor import Descriptor
 from ...uapi.kvm import (
     KVM_CREATE_DEVICE,
+    KVM_CREATE_IRQCHIP,
     KVM_GET_CLOCK,
     KVM_GET_CPUID2,
     KVM_GET_DEVICE_ATTR,
@@ -217,6 +218,11 @@ def clocks(b: Bench) -> None:
     b.probe("paused, without a clock page", vcpu.ioctl, KVM_KVMCLOCK_CTRL)
     for value in (0, 1, 1_000_000_000, 1_000_000_001):
         b.probe(f"APIC bus cycle {value} ns, no irqchip", b.vm(0).enable_cap, _APIC_BUS_CYCLES_NS, value)
+        whole = b.vm(0)
+        whole.ioctl(KVM_CREATE_IRQCHIP)
+        b.probe(f"APIC bus cycle {value} ns", whole.enable_cap, _APIC_BUS_CYCLES_NS, value)
+        b.vcpu(whole)
+        b.probe(f"APIC bus cycle {value} ns, after a vCPU", whole.enable_cap, _APIC_BUS_CYCLES_NS, value)
 
 
 @case("machine", each_vm=False)
@@ -344,6 +350,8 @@ def events(b: Bench) -> None:
         "pending and injected": {"flags": 16, "exception_pending": 1, "exception_injected": 1, "exception_nr": 14},
         "triple fault": {"flags": 32, "triple_fault_pending": 1},
         "triple fault 2": {"flags": 32, "triple_fault_pending": 2},
+        "INIT latched": {"flags": 8, "smi_latched_init": 1},
+        "NMI masked": {"flags": 1, "nmi_masked": 1},
     }.items():
         event = kvm_vcpu_events(**fields)  # type: ignore[arg-type]
         b.probe(name, b.vcpu(vm, len(b.probes)).ioctl, KVM_SET_VCPU_EVENTS, bytearray(event.pack()))
@@ -406,6 +414,15 @@ def watching(b: Bench) -> None:
         debug = kvm_guest_debug(control=control)
         b.probe(f"debug control {control:#x}", vcpu.ioctl, KVM_SET_GUEST_DEBUG, bytearray(debug.pack()))
     b.probe("debug at an unmapped address", vcpu.ioctl, KVM_SET_GUEST_DEBUG, 0)
+    for name, control in {"#DB": 1 << 18, "#BP": 1 << 19, "#DB and #BP": 3 << 18}.items():
+        fresh = b.vcpu(vm, len(b.probes))
+        debug = kvm_guest_debug(control=control)
+        b.probe(f"inject {name}", fresh.ioctl, KVM_SET_GUEST_DEBUG, bytearray(debug.pack()))
+        b.probe(f"inject {name} again", fresh.ioctl, KVM_SET_GUEST_DEBUG, bytearray(debug.pack()))
+        told = bytearray(kvm_vcpu_events().pack())
+        b.probe(f"events after {name}", fresh.ioctl, KVM_GET_VCPU_EVENTS, told)
+        now = kvm_vcpu_events.unpack_from(told)
+        b.record(f"what waits after {name}", (now.exception_injected, now.exception_nr, now.exception_pending))
     for length in (0, 4, 7, 8, 9, 16):
         mask = kvm_signal_mask(len=length).pack() + bytes(16)
         b.probe(f"a signal mask of {length} bytes", vcpu.ioctl, KVM_SET_SIGNAL_MASK, b.pointer(mask))

@@ -27,6 +27,8 @@ class Event(NamedTuple):
     software: bool = False
     address: int | None = None
     """of a page fault"""
+    pending: bool = False
+    """KVM may still have to look at it (`exception.pending`); one that isn't is on its way into the guest."""
 
 
 class LinearMemory(Protocol):
