@@ -134,8 +134,8 @@ def statistics(b: Bench) -> None:
         head = b.door.read(file.fd, kvm_stats_header.SIZE)
         header = kvm_stats_header.unpack_from(head)
         b.record(f"{whose} header", repr(header))
-        name = b.door.read(file.fd, header.name_size)
-        b.record(f"{whose} name", name.rstrip(b"\0").rpartition(b"-")[0] if b"/" not in name else name.partition(b"/")[2])
+        name = b.door.read(file.fd, header.name_size).rstrip(b"\0")
+        b.record(f"{whose} name", name.partition(b"/")[2] if b"/" in name else name.rpartition(b"-")[0])
         size = kvm_stats_desc.SIZE
         raw = b.door.read(file.fd, header.num_desc * size)
         for i in range(header.num_desc):
