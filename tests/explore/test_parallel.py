@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gmemu.explore import Options, Outcome, Progress, Watch, explore
-from gmemu.explore.parallel import Processes, explore_parallel
+from gmemu.explore.engines import Processes
+from gmemu.explore.parallel import explore_parallel
 from gmemu.explore.sampling import STRATEGIES
 from gmemu.scenarios import CATALOGUE
 

@@ -7,11 +7,11 @@ Ray runs a task again whose worker or machine was lost; as a part depends on not
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future
 from functools import partial
 from typing import Any
 from uuid import uuid4
 
+from .engines import Done
 from .options import Options
 from .parts import Item, Part, explore_part
 from .runs import World
@@ -35,35 +35,39 @@ class _Cluster:
 
     def __init__(self, ray: Any, build: Callable[[], World], options: Options, workers: int) -> None:
         self.workers = workers
+        self._ray = ray
         self._lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError)
         self._explore: Any = ray.remote(num_cpus=1, max_retries=_RETRIES)(_explore_there)
-        self._ray = ray
         self._given = uuid4().hex, ray.put((build, options))
-        self._begun: set[Any] = set()
+        self._begun: dict[Any, int] = {}
+        self._tickets = 0
 
-    def submit(self, item: Item) -> Future[Part]:
+    def submit(self, item: Item) -> int:
         """As a task of Ray's."""
         name, given = self._given
-        reference = self._explore.remote(name, given, item)
-        self._begun.add(reference)
-        result: Future[Part] = Future()
-        reference.future().add_done_callback(partial(self._pass_on, reference, result))
-        return result
+        self._tickets += 1
+        self._begun[self._explore.remote(name, given, item)] = self._tickets
+        return self._tickets
 
-    def _pass_on(self, reference: Any, result: Future[Part], done: Future[Part]) -> None:
-        self._begun.discard(reference)
-        error = done.exception()
-        if error is None:
-            result.set_result(done.result())
-        else:
-            result.set_exception(BrokenExecutor(str(error)) if isinstance(error, self._lost) else error)
+    def wait(self, timeout: float) -> list[Done]:
+        """As `Engine.wait`."""
+        if not self._begun:
+            return []
+        waiting = list(self._begun)
+        ready, _ = self._ray.wait(waiting, timeout=timeout, num_returns=1)
+        return [self._result(self._begun.pop(reference), reference) for reference in ready]
 
-    def restart(self) -> None:
-        """Ray has other workers already."""
+    def _result(self, ticket: int, reference: Any) -> Done:
+        try:
+            return Done(ticket, self._ray.get(reference))
+        except self._lost:
+            return Done(ticket)
+        except Exception as error:
+            return Done(ticket, error=error)
 
     def close(self) -> None:
         """What waits isn't begun; what was begun ends soon."""
-        for reference in tuple(self._begun):
+        for reference in self._begun:
             self._ray.cancel(reference)
 
 

@@ -9,14 +9,11 @@ again.  When there is too little to hand out the coordinator takes more of the p
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import FIRST_COMPLETED as FIRST
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
-from typing import Any, Protocol
+from typing import Any
 
+from .engines import Engine, Processes
 from .findings import reported
 from .options import Options, Progress, Result, Watch
 from .parts import Item, Part, Point, explore_part
@@ -26,65 +23,12 @@ from .search import explore, share_done
 from .snapshot import Worlds
 from .verdict import Outcome
 
-__all__ = ["Engine", "Processes", "explore_parallel"]
+__all__ = ["explore_parallel"]
 
 _TRIES = 3
 """How often workers may die before the search gives up."""
 _AHEAD = 64
 """Parts a worker that may wait for their turn."""
-
-
-class Engine(Protocol):
-    """Where parts are searched."""
-
-    workers: int
-    seconds: float
-    """how long a part should take"""
-
-    def submit(self, item: Item) -> Future[Part]:
-        """Begin it."""
-
-    def restart(self) -> None:
-        """A worker was lost, and with it whatever was begun (`BrokenExecutor`): have others."""
-
-    def close(self) -> None:
-        """No more."""
-
-
-class Processes:
-    """Processes of this machine, forked from this one."""
-
-    seconds = 0.05
-
-    def __init__(self, build: Callable[[], World], options: Options, workers: int) -> None:
-        self.workers = workers
-        self._given = build, options
-        self.restart()
-
-    def restart(self) -> None:
-        """A new pool; the old one, if there was one, is broken."""
-        self._pool = ProcessPoolExecutor(self.workers, get_context("fork"), _begin_worker, self._given)
-
-    def submit(self, item: Item) -> Future[Part]:
-        """Into the pool's queue."""
-        return self._pool.submit(_explore_here, item)
-
-    def close(self) -> None:
-        """What was begun comes to its end, which is soon; nobody waits for it."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-_worker: dict[str, Any] = {}
-
-
-def _begin_worker(build: Callable[[], World], options: Options) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator's affair
-    _worker["options"], _worker["worlds"] = options, Worlds(build, options.restore)
-
-
-def _explore_here(item: Item) -> Part:
-    """In a worker process."""
-    return explore_part(_worker["worlds"], _worker["options"], item)
 
 
 class _Above:
@@ -241,7 +185,8 @@ class _Job:
         self.item: Item | None = item
         """the next; None when it's over"""
         self.parts: list[tuple[Item, Part]] = []
-        self.future: Future[Part] | None = None
+        self.ticket: int | None = None
+        """while somebody is at it"""
 
 
 class _Coordinator:
@@ -276,32 +221,25 @@ class _Coordinator:
             running.close()
 
     def _collect(self, engine: Engine) -> bool:
-        """Have everybody do something, and take what is ready.  Whether workers were lost."""
-        try:
-            self._hand_out(engine)
-        except BrokenExecutor:
-            self._restart(engine)
-            return True
-        running = {job.future: job for job in self.jobs.values() if job.future is not None}
-        done, _ = wait(running, timeout=0.1, return_when=FIRST)
-        lost = any(isinstance(future.exception(), BrokenExecutor) for future in done)
-        for future in done:
-            job = running[future]
-            job.future = None
-            if job.item is not None and not isinstance(future.exception(), BrokenExecutor):
-                part = future.result()
-                job.parts.append((job.item, part))
-                job.item = None if part.kind is not None else self.plan.after(job.item, part)
-        if lost:
-            self._restart(engine)
+        """Have everybody do something, and take what is ready.  Whether a worker was lost."""
+        self._hand_out(engine)
+        running = {job.ticket: job for job in self.jobs.values() if job.ticket is not None}
+        lost = False
+        for ticket, part, error in engine.wait(0.1):
+            if error is not None:
+                raise error
+            job = running.get(ticket)
+            if job is None or job.item is None:
+                continue
+            job.ticket = None
+            if part is None:
+                lost = True
+                continue
+            job.parts.append((job.item, part))
+            job.item = None if part.kind is not None else self.plan.after(job.item, part)
         self._take_all(engine)
         self._look()
         return lost
-
-    def _restart(self, engine: Engine) -> None:
-        for job in self.jobs.values():
-            job.future = None  # broken too, or soon
-        engine.restart()
 
     def _seconds(self, seconds: float) -> float:
         """Schedules that are drawn are handed out by number."""
@@ -312,7 +250,7 @@ class _Coordinator:
 
     def _hand_out(self, engine: Engine) -> None:
         """Items to workers, those first that come first."""
-        busy = sum(job.future is not None for job in self.jobs.values())
+        busy = sum(job.ticket is not None for job in self.jobs.values())
         waiting = sum(len(job.parts) for job in self.jobs.values())
         items = [self.plan.item]
         if waiting < _AHEAD * engine.workers:
@@ -321,8 +259,8 @@ class _Coordinator:
             if busy >= 2 * engine.workers:
                 break
             job = self.jobs.setdefault(self._key(item), _Job(item))
-            if job.future is None and job.item is not None:
-                job.future = engine.submit(job.item._replace(seconds=self._seconds(engine.seconds)))
+            if job.ticket is None and job.item is not None:
+                job.ticket = engine.submit(job.item._replace(seconds=self._seconds(engine.seconds)))
                 busy += 1
 
     def _take_all(self, engine: Engine) -> None:
@@ -338,9 +276,9 @@ class _Coordinator:
                 item = item._replace(limit=left)
                 part = explore_part(self.worlds, self.options, item)
             self.take(item, part)
-            if not job.parts and job.future is None and job.item is None:
+            if not job.parts and job.ticket is None and job.item is None:
                 del self.jobs[key]
-            elif not job.parts and job.future is None and self._is_scarce(engine):
+            elif not job.parts and job.ticket is None and self._is_scarce(engine):
                 del self.jobs[key]
                 self.plan.split()
 
@@ -410,7 +348,7 @@ def explore_parallel(
     begin: Saved | None = None,
     watch: Watch | None = None,
     engine: Callable[[Callable[[], World], Options, int], Engine] = Processes,
-    alone: float = 0.03,
+    alone: float = 0.02,
     **more: Any,
 ) -> Result:
     """`search.explore` by `jobs` processes of this machine, or by the workers of another `engine`.
