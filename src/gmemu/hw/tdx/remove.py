@@ -88,7 +88,7 @@ class RemoveLeaves(ModuleCore):
 
     def mem_track(self, tdr: int, count: int = 1) -> Seamcall:
         """TDH.MEM.TRACK, `count` times: a new TLB epoch.  PREVIOUS_TLB_EPOCH_BUSY while a processor runs in the last one."""
-        for _ in range(count):
+        while count:
             injected = self._begin(TdxLeaf.MEM_TRACK, tdr, tdr)
             if injected is not None:
                 return injected
@@ -97,7 +97,8 @@ class RemoveLeaves(ModuleCore):
                 return Seamcall(status)
             if td.runs_in(td.epoch - 1):
                 return Seamcall(TdxStatus.PREVIOUS_TLB_EPOCH_BUSY | TdxOperand.TD_EPOCH)
-            td.epoch += 1
+            passed = count if self.inject is None and not td.runs else 1
+            td.epoch, count = td.epoch + passed, count - passed
         return OK
 
     def mem_range_unblock(self, tdr: int, gpa: int, level: int = LEVEL_4K) -> Seamcall:

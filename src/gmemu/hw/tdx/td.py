@@ -145,6 +145,11 @@ class Td:
         """Whether TLB tracking is enforced: only once processors can run."""
         return self.op_state is not OpState.INITIALIZED
 
+    @property
+    def runs(self) -> bool:
+        """Whether some processor runs the TD."""
+        return any(vp.in_td for vp in self.vps.values())
+
     def runs_in(self, epoch: int) -> bool:
         """Whether a virtual processor executes with the TLB epoch `epoch` or an older one."""
         return any(vp.in_td and vp.epoch <= epoch for vp in self.vps.values())
