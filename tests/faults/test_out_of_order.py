@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EEXIST, EINVAL, EIO, EOPNOTSUPP, EPERM, errorcode
+from errno import EBUSY, EEXIST, EINVAL, EIO, ENOEXEC, ENOTTY, EOPNOTSUPP, EPERM, errorcode
 from typing import Any
 
 import pytest
 
-from gmemu import ExitReason, Kvm, Vcpu, Vm, VmType
+from gmemu import ExitReason, Kvm, Mapping, Vcpu, Vm, VmType
+from gmemu.api.arm64 import init_vcpu
 from gmemu.check import check_host
-from gmemu.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
+from gmemu.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, KVM_MEM_READONLY, KVM_MEMORY_ENCRYPT_OP
 from gmemu.uapi.sev import SnpPageType
 
 PAGE = 4096
@@ -21,13 +22,15 @@ OK, FAIL_ENTRY = "ok", "FAIL_ENTRY"
 class Launch:
     """A VM in some state, with four private pages at 0 and, where the state has one, a vCPU."""
 
-    def __init__(self, platform: str, vm_type: VmType) -> None:
-        self.kvm = Kvm.open("inplace-v13", platform=platform)
+    def __init__(self, platform: str, vm_type: VmType, profile: str = "inplace-v13") -> None:
+        self.kvm = Kvm.open(profile, platform=platform)
         self.vm: Vm = self.kvm.create_vm(vm_type)
         self.vcpus: list[Vcpu] = []
+        self.other: Mapping | None = None
         self.gmem = self.vm.create_guest_memfd(4 * PAGE, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
         self.vm.set_user_memory_region2(0, 0, 4 * PAGE, gmem=self.gmem)
-        self.gmem.make_private(0, 4 * PAGE)
+        if vm_type is not VmType.ARM_PROTECTED:
+            self.gmem.make_private(0, 4 * PAGE)
 
     @property
     def vcpu(self) -> Vcpu:
@@ -40,8 +43,18 @@ class Launch:
         exit_ = self.vcpu.run(lambda cpu: None)
         return OK if exit_.reason is ExitReason.HLT else exit_.reason.name
 
+    def populate(self, page: int) -> None:
+        with self.kvm.anonymous(PAGE) as contents:
+            self.vm.cca.populate(page * PAGE, PAGE, contents.address)
+
+    def add_slot(self, flags: int = 0) -> None:
+        self.other = self.kvm.anonymous(PAGE)
+        self.vm.set_user_memory_region2(1, 1 << 30, PAGE, flags=flags, userspace_addr=self.other.address)
+
     def close(self) -> None:
         check_host(self.kvm.host)
+        if self.other is not None:
+            self.other.close()
         for vcpu in self.vcpus:
             vcpu.close()
         self.gmem.close()
@@ -151,6 +164,96 @@ def test_tdx(call: Callable[[Launch], object], state: int, expected: str) -> Non
     launch = Launch("intel", VmType.TDX)
     for step in TDX_STATES[: state + 1]:
         step(launch)
+    try:
+        assert outcome(lambda: call(launch)) == expected
+    finally:
+        launch.close()
+
+
+CCA_STATES: list[Callable[[Launch], Any]] = [
+    lambda launch: None,
+    lambda launch: launch.create_vcpu(),
+    lambda launch: init_vcpu(launch.vm, launch.vcpu),
+    lambda launch: launch.vm.cca.create_vgic(),
+    lambda launch: launch.populate(0),
+    lambda launch: launch.run(),
+]
+"""Created, with a vCPU, with that initialised, with a GIC, populated (which makes the realm), active."""
+
+CCA_CALLS: Calls = {
+    "CREATE_VCPU": (lambda launch: launch.create_vcpu(), names(OK, OK, OK, OK, OK, EBUSY)),
+    "ARM_VCPU_INIT": (lambda launch: init_vcpu(launch.vm, launch.vcpu), names("", OK, OK, OK, OK, OK)),
+    "CREATE_DEVICE": (lambda launch: launch.vm.cca.create_vgic(), names(OK, OK, OK, EEXIST, EEXIST, EEXIST)),
+    "ARM_RMI_POPULATE": (lambda launch: launch.populate(1), names(EOPNOTSUPP, EOPNOTSUPP, EOPNOTSUPP, OK, OK, EBUSY)),
+    "KVM_RUN": (lambda launch: launch.run(), names("", ENOEXEC, EOPNOTSUPP, OK, OK, OK)),
+    "PRE_FAULT_MEMORY": (lambda launch: launch.vcpu.pre_fault(0, PAGE), names("", EINVAL, EINVAL, EINVAL, EINVAL, EINVAL)),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "state", "expected"),
+    cases(CCA_CALLS, ["created", "vcpu", "vcpu-initialised", "gic", "populated", "active"]),
+)
+def test_cca(call: Callable[[Launch], object], state: int, expected: str) -> None:
+    launch = Launch("arm", VmType.ARM_REALM)
+    for step in CCA_STATES[: state + 1]:
+        step(launch)
+    try:
+        assert outcome(lambda: call(launch)) == expected
+    finally:
+        launch.close()
+
+
+PKVM_STATES: list[Callable[[Launch], Any]] = [
+    lambda launch: None,
+    lambda launch: launch.create_vcpu(),
+    lambda launch: init_vcpu(launch.vm, launch.vcpu),
+    lambda launch: launch.run(),
+]
+"""Created, with a vCPU, with that initialised, run once (which makes the VM at EL2)."""
+
+PKVM_CALLS: Calls = {
+    "CREATE_VCPU": (lambda launch: launch.create_vcpu(), names(OK, OK, OK, OK)),
+    "ARM_VCPU_INIT": (lambda launch: init_vcpu(launch.vm, launch.vcpu), names("", OK, OK, OK)),
+    "KVM_RUN": (lambda launch: launch.run(), names("", ENOEXEC, OK, OK)),
+    "add a slot": (lambda launch: launch.add_slot(), names(OK, OK, OK, OK)),
+    "add a read-only slot": (lambda launch: launch.add_slot(KVM_MEM_READONLY), names(EPERM, EPERM, EPERM, EPERM)),
+    "delete a slot": (lambda launch: launch.vm.delete_slot(0), names(OK, OK, OK, EPERM)),
+    "SET_MEMORY_ATTRIBUTES2": (lambda launch: launch.gmem.make_private(0, PAGE), names(ENOTTY, ENOTTY, ENOTTY, ENOTTY)),
+    "MEMORY_ENCRYPT_OP": (lambda launch: launch.vm.ioctl(KVM_MEMORY_ENCRYPT_OP, 0), names(EINVAL, EINVAL, EINVAL, EINVAL)),
+    "PRE_FAULT_MEMORY": (lambda launch: launch.vcpu.pre_fault(0, PAGE), names("", EINVAL, EINVAL, EINVAL)),
+}
+
+
+@pytest.mark.parametrize(("call", "state", "expected"), cases(PKVM_CALLS, ["created", "vcpu", "vcpu-initialised", "ran"]))
+@pytest.mark.parametrize("profile", ["inplace-v13", "inplace-v13-pkvm"])
+def test_pkvm(profile: str, call: Callable[[Launch], object], state: int, expected: str) -> None:
+    launch = Launch("pkvm", VmType.ARM_PROTECTED, profile)
+    for step in PKVM_STATES[: state + 1]:
+        step(launch)
+    if profile == "inplace-v13" and expected == "ENOTTY" and call is PKVM_CALLS["SET_MEMORY_ATTRIBUTES2"][0]:
+        expected = "EINVAL"  # such a VM has no private memory of guest_memfd's
+    try:
+        assert outcome(lambda: call(launch)) == expected
+    finally:
+        launch.close()
+
+
+SW_CALLS: Calls = {
+    "CREATE_VCPU": (lambda launch: launch.create_vcpu(), names(OK, OK, OK)),
+    "MEMORY_ENCRYPT_OP": (lambda launch: launch.vm.ioctl(KVM_MEMORY_ENCRYPT_OP, 0), names(OK, OK, OK)),
+    "SNP_LAUNCH_START": (lambda launch: launch.vm.snp.launch_start(), names(ENOTTY, ENOTTY, ENOTTY)),
+    "KVM_RUN": (lambda launch: launch.run(), names("", OK, OK)),
+    "PRE_FAULT_MEMORY": (lambda launch: launch.vcpu.pre_fault(0, PAGE) and None, names("", OK, OK)),
+}
+"""It has no launch: what can be called, can be called at once.  An SNP machine takes an empty request on any VM."""
+
+
+@pytest.mark.parametrize(("call", "state", "expected"), cases(SW_CALLS, ["created", "vcpu", "ran"]))
+def test_sw_protected(call: Callable[[Launch], object], state: int, expected: str) -> None:
+    launch = Launch("amd", VmType.SW_PROTECTED)
+    for step in (lambda: None, launch.create_vcpu, launch.run)[: state + 1]:
+        step()
     try:
         assert outcome(lambda: call(launch)) == expected
     finally:

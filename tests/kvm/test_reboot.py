@@ -13,6 +13,7 @@ from gmemu.check import check_host
 from gmemu.explore.variants import apply
 from gmemu.kvm.design import Design
 from gmemu.profiles import get
+from gmemu.sync import Deadlock
 
 from .world import PAGE, load, refusal, store, touch
 
@@ -87,3 +88,13 @@ def test_conversion_in_vcpu_run_has_no_way_to_do_it() -> None:
     machine = Machine("inplace-v13", ("convert-in-vcpu-run",))
     machine.vm.delete_slot(0)
     assert refusal(lambda: machine.convert(0, PAGES, private=True)) == "gmem.ioctl.unknown"
+
+
+def test_a_wait_for_a_reference_that_nobody_drops_is_told_of() -> None:
+    """refcount-wait in one thread: the real kernel would hang here."""
+    machine = Machine("inplace-v13", ("refcount-wait",))
+    machine.memory[0] = 1
+    with machine.memory.pin(0, PAGE), pytest.raises(Deadlock, match="references to go: file page 0x0"):
+        machine.convert(0, 1, True)
+    machine.convert(0, 1, True)
+    check_host(machine.host)

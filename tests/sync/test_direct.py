@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gmemu.sync import Deadlock, DirectRuntime, Task
+from gmemu.sync import Deadlock, DirectRuntime, Task, direct
 
 
 @pytest.fixture
@@ -308,3 +308,68 @@ class TestThreads:
         for thread in threads:
             thread.join(10)
         assert sorted(outcomes) == ["deadlock", "got it"]
+
+
+class TestWaitingForOthers:
+    """A task waits for something that no lock stands for, such as a reference to go."""
+
+    def test_alone_it_would_wait_for_ever(self, rt: DirectRuntime) -> None:
+        with pytest.raises(Deadlock, match="only> waits for the moon, and no other thread comes"):
+            call(rt, Task("only"), lambda: rt.wait_for_others("the moon"))
+
+    def test_another_thread_does_it(self, rt: DirectRuntime) -> None:
+        lock, done, waiting = rt.mutex("lock"), threading.Event(), threading.Event()
+
+        def other() -> None:
+            waiting.wait()
+            call(rt, Task("other"), done.set)
+
+        def waiter() -> None:
+            with lock:
+                waiting.set()
+                while not done.is_set():
+                    rt.wait_for_others("other")
+                assert rt.current is task
+
+        task, thread = Task("waiter"), threading.Thread(target=other)
+        thread.start()
+        call(rt, task, waiter)
+        thread.join()
+
+    def test_nobody_comes(self, rt: DirectRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(direct, "PATIENCE", 0.0)
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        try:
+            with pytest.raises(Deadlock, match="no other thread comes"):
+                call(rt, Task("waiter"), lambda: rt.wait_for_others("a reference"))
+        finally:
+            stop.set()
+            thread.join()
+
+    def test_who_needs_its_lock_waits_until_it_gives_up(self, rt: DirectRuntime, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(direct, "PATIENCE", 0.05)
+        lock, holds = rt.mutex("lock"), threading.Event()
+        got: list[str] = []
+
+        def waiter() -> None:
+            with lock:
+                holds.set()
+                while True:
+                    rt.wait_for_others("the other")
+
+        def take() -> None:
+            with lock:
+                got.append("the lock")
+
+        def other() -> None:
+            holds.wait()
+            call(rt, Task("other"), take)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        with pytest.raises(Deadlock):
+            call(rt, Task("waiter"), waiter)
+        thread.join()
+        assert got == ["the lock"]

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectRuntime"]
 
+PATIENCE = 10.0
+"""How long (seconds) a thread waits for another to do something outside of any lock."""
+
 
 class _Mutex(Lock):
     __slots__ = ("_rt", "name", "owner")
@@ -174,6 +177,9 @@ class DirectRuntime(Runtime):
         self._enter = self._door.acquire
         self._guests: dict[Task, int] = {}
         """task that runs its guest -> thread"""
+        self._others = Task("other threads")
+        self._entered = 0
+        """how often somebody has entered the kernel"""
         self._waits: dict[Task, Task] = {}
         """task that waits for a lock -> who holds it"""
 
@@ -213,8 +219,25 @@ class DirectRuntime(Runtime):
     def resched(self) -> None:
         pass
 
+    def wait_for_others(self, what: str) -> None:
+        """Give the door up, with all locks held, until another thread has left the kernel.  If there is none, or none comes
+        for `PATIENCE` seconds, nobody ever will."""
+        task, entered = self.current, self._entered
+        if threading.active_count() > 1:
+            self.current = self._idle
+            self._waits[task] = self._others
+            try:
+                came = self._door.wait_for(lambda: self._entered != entered, PATIENCE)
+            finally:
+                del self._waits[task]
+                self.current = task
+            if came:
+                return
+        raise Deadlock(f"{task} waits for {what}, and no other thread comes that could do something about it")
+
     def enter(self, task: Task) -> Task:
         self._enter()
+        self._entered += 1
         thread = get_ident()
         if task.thread != thread:
             task = task.of_thread(thread)
@@ -259,4 +282,6 @@ class DirectRuntime(Runtime):
         """Whether `holder` may yet release its lock: its guest runs in another thread, or it waits for one who can go on."""
         while holder is not task and holder in self._waits:
             holder = self._waits[holder]
+        if holder is self._others:
+            return True  # or it gives up
         return holder is not task and self._guests.get(holder, threading.get_ident()) != threading.get_ident()

@@ -167,6 +167,13 @@ class Runtime(ABC):
         """What was tried must be tried again (RET_PF_RETRY): it won't help before another task has done something."""
         self.resched()
 
+    def wait_for_others(self, what: str) -> None:
+        """Let other tasks do something, until which the current one can't go on: it waits for `what`, and will look again.
+
+        Raises `Deadlock` where nobody is left who could.
+        """
+        self.retry()
+
     @abstractmethod
     def enter(self, task: Task) -> Task:
         """A system call begins for `task`.  Returns what `leave` must be given."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINVAL, ENOENT, ENOMEM, EPERM
+from errno import EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, EPERM
 
 import pytest
 from hypothesis import given
@@ -45,8 +45,10 @@ class El2:
         """The page in one of its states."""
         if state != "host":
             assert self.donate() == 0
-        if state in ("shared", "dying-shared"):
+        if state in ("shared", "unsharing", "dying-shared"):
             assert self.hyp.guest_share_host(self.vm, GFN) == 0
+        if state == "unsharing":
+            assert self.hyp.guest_request_unshare(self.vm, GFN) == 0
         if state == "poisoned":
             assert self.hyp.force_reclaim_guest_page(PFN) == 0
         if state.startswith("dying"):
@@ -55,18 +57,19 @@ class El2:
 
 
 RESULTS = {
-    #               donate  share        unshare      force    reclaim
-    "host":         (0, -ENOENT, -ENOENT, -EAGAIN, -EINVAL),
-    "guest":        (-EPERM, 0, -EPERM, 0, -EINVAL),
-    "shared":       (-EPERM, -EPERM, 0, -EAGAIN, -EINVAL),
-    "poisoned":     (-EPERM, -EHWPOISON, -EHWPOISON, -EAGAIN, -EINVAL),
-    "dying":        (-EPERM, 0, -EPERM, 0, 0),
-    "dying-shared": (-EPERM, -EPERM, 0, -EAGAIN, 0),
+    #               donate  share        unshare      force    reclaim  and as proposed: request, complete, take from file
+    "host":         (0, -ENOENT, -ENOENT, -EAGAIN, -EINVAL, -ENOENT, -ENOENT, -EAGAIN),
+    "guest":        (-EPERM, 0, -EPERM, 0, -EINVAL, -EPERM, 0, 0),
+    "shared":       (-EPERM, -EPERM, 0, -EAGAIN, -EINVAL, 0, -EPERM, 0),
+    "unsharing":    (-EPERM, -EPERM, 0, -EAGAIN, -EINVAL, -EPERM, 0, 0),
+    "poisoned":     (-EPERM, -EHWPOISON, -EHWPOISON, -EAGAIN, -EINVAL, -EHWPOISON, -EHWPOISON, -EAGAIN),
+    "dying":        (-EPERM, 0, -EPERM, 0, 0, -EPERM, 0, 0),
+    "dying-shared": (-EPERM, -EPERM, 0, -EAGAIN, 0, 0, -EPERM, 0),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("state", RESULTS)
-@pytest.mark.parametrize("call", range(5))
+@pytest.mark.parametrize("call", range(8))
 def test_every_call_in_every_state(state: str, call: int) -> None:
     el2 = El2().to(state)
     calls = (
@@ -75,6 +78,9 @@ def test_every_call_in_every_state(state: str, call: int) -> None:
         lambda: el2.hyp.guest_unshare_host(el2.vm, GFN),
         lambda: el2.hyp.force_reclaim_guest_page(PFN),
         lambda: el2.hyp.reclaim_dying_guest_page(el2.handle, GFN),
+        lambda: el2.hyp.guest_request_unshare(el2.vm, GFN),
+        lambda: el2.hyp.complete_unshare(el2.vm, GFN),
+        lambda: el2.hyp.reclaim_guest_page(PFN),
     )
     assert calls[call]() == RESULTS[state][call]
     el2.hyp.check()
@@ -165,6 +171,46 @@ def test_ordinary_guests_share() -> None:
     assert el2.hyp.pages[PFN] is None
 
 
+def test_shares_are_counted_in_32_bits() -> None:
+    el2 = El2()
+    assert el2.hyp.host_share_guest(PFN, GFN, el2.vcpu) == 0
+    el2.fill()
+    el2.hyp.pages.set(PFN, PFN + 1, HostEntry(PageState.SHARED_OWNED, Owner.HOST, shares=0xFFFFFFFF))
+    assert el2.hyp.host_share_guest(PFN, GFN + 1, el2.vcpu) == -EBUSY
+    assert el2.hyp.walk(el2.vm, GFN + 1) is None
+
+
+def test_unsharing_in_two_steps_keeps_the_bytes_and_the_guest_away() -> None:
+    el2 = El2()
+    el2.memory.write(PFN << PAGE_SHIFT, b"image")
+    el2.to("unsharing")
+    assert el2.hyp.walk(el2.vm, GFN) is None
+    assert el2.hyp.is_unsharing(el2.vm, GFN)
+    assert el2.hyp.host_may_access(PFN, 1)
+    assert el2.hyp.complete_unshare(el2.vm, GFN) == 0
+    assert el2.hyp.walk(el2.vm, GFN) is not None
+    assert not el2.hyp.host_may_access(PFN, 1)
+    assert el2.memory.read(PFN << PAGE_SHIFT, 5) == b"image"
+
+
+def test_unsharing_at_once_ends_what_was_begun() -> None:
+    el2 = El2().to("unsharing")
+    assert el2.hyp.guest_unshare_host(el2.vm, GFN) == 0
+    assert el2.hyp.walk(el2.vm, GFN) is not None
+
+
+@pytest.mark.parametrize(("state", "left"), [("guest", bytes(5)), ("shared", b"image"), ("unsharing", b"image")])
+def test_a_page_that_leaves_its_file(state: str, left: bytes) -> None:
+    el2 = El2()
+    el2.memory.write(PFN << PAGE_SHIFT, b"image")
+    el2.to(state)
+    assert el2.hyp.reclaim_guest_page(PFN) == 0
+    assert el2.memory.read(PFN << PAGE_SHIFT, 5) == left
+    assert el2.hyp.vcpu_in_poison_fault(el2.vcpu, GFN)
+    assert not el2.hyp.is_unsharing(el2.vm, GFN)
+    el2.hyp.check()
+
+
 def test_handles_run_out() -> None:
     el2 = El2()
     handles = [el2.hyp.reserve_vm(40) for _ in range(254)]
@@ -175,11 +221,11 @@ def test_handles_run_out() -> None:
     assert el2.hyp.init_vm(0, []) == -EINVAL
 
 
-@given(st.lists(st.tuples(st.sampled_from("dsufr"), st.integers(0, 2), st.integers(0, 2)), max_size=30))
+@given(st.lists(st.tuples(st.sampled_from("dsufrqc"), st.integers(0, 2), st.integers(0, 2)), max_size=30))
 def test_any_order_of_calls(steps: list[tuple[str, int, int]]) -> None:
     """Against a model that knows of each page only who may touch it."""
     el2 = El2()
-    guest: dict[int, tuple[int, str]] = {}  # gfn -> (pfn, owned | shared | poisoned)
+    guest: dict[int, tuple[int, str]] = {}  # gfn -> (pfn, owned | shared | wanted | poisoned)
     for call, page, frame in steps:
         pfn, gfn = PFN + page, GFN + frame
         have, state = guest.get(gfn, (0, ""))
@@ -194,9 +240,22 @@ def test_any_order_of_calls(steps: list[tuple[str, int, int]]) -> None:
             if state == "owned":
                 guest[gfn] = (have, "shared")
         elif call == "u":
-            assert (el2.hyp.guest_unshare_host(el2.vm, gfn) == 0) == (state == "shared")
-            if state == "shared":
+            assert (el2.hyp.guest_unshare_host(el2.vm, gfn) == 0) == (state in ("shared", "wanted"))
+            if state in ("shared", "wanted"):
                 guest[gfn] = (have, "owned")
+        elif call == "q":
+            assert (el2.hyp.guest_request_unshare(el2.vm, gfn) == 0) == (state == "shared")
+            if state == "shared":
+                guest[gfn] = (have, "wanted")
+        elif call == "c":
+            assert (el2.hyp.complete_unshare(el2.vm, gfn) == 0) == (state in ("wanted", "owned"))
+            if state == "wanted":
+                guest[gfn] = (have, "owned")
+        elif call == "r":
+            owner = next((g for g, (p, s) in guest.items() if p == pfn and s != "poisoned"), None)
+            assert (el2.hyp.reclaim_guest_page(pfn) == 0) == (owner is not None)
+            if owner is not None:
+                guest[owner] = (pfn, "poisoned")
         elif call == "f":
             owner = next((g for g, (p, s) in guest.items() if p == pfn and s == "owned"), None)
             assert (el2.hyp.force_reclaim_guest_page(pfn) == 0) == (owner is not None)
@@ -205,3 +264,6 @@ def test_any_order_of_calls(steps: list[tuple[str, int, int]]) -> None:
         for p in range(PFN, PFN + 3):
             assert el2.hyp.host_may_access(p, 1) == (not any(q == p and s == "owned" for q, s in guest.values()))
         el2.hyp.check()
+        for g in range(GFN, GFN + 3):
+            reaches = guest.get(g, (0, ""))[1] in ("owned", "shared")
+            assert (el2.hyp.walk(el2.vm, g) is not None) == reaches

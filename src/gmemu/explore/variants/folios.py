@@ -26,7 +26,7 @@ def _first_page_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
 def _spin(inode: LargeFolioInode, first: int, last: int) -> None:
     """Look again until nobody holds the folio.  The invalidate lock is held all the while."""
     while inode.held(first, last):
-        inode.host.rt.retry()
+        inode.host.rt.wait_for_others(f"references to a folio to go: file pages {first:#x}-{last:#x}")
 
 
 def _freeze_nothing(inode: LargeFolioInode, first: int, last: int) -> None:

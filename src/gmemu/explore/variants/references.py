@@ -26,8 +26,8 @@ def _wait_for_references(host: Host, mapping: PageCache, start: int, end: int) -
     while True:
         try:
             return check_references(host, mapping, start, end)
-        except ConversionError:
-            host.rt.retry()
+        except ConversionError as held:
+            host.rt.wait_for_others(f"references to go: {held.error.found}")
 
 
 def convert_or_leave_pending(inode: GmemInode, start: int, end: int, attributes: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from errno import EAGAIN, EEXIST, EINVAL, ENOENT, ENOMEM, EPERM
+from errno import EAGAIN, EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EPERM
 from typing import NamedTuple
 
 from ...invariants import InvariantViolation
@@ -26,6 +26,7 @@ BITS_PER_LEVEL = 9
 LAST_LEVEL = 3
 KVM_MAX_PVMS = 255
 HANDLE_OFFSET = 0x1000
+MAX_SHARES = 0xFFFFFFFF
 
 
 class PageState(IntEnum):
@@ -290,7 +291,8 @@ class Hypervisor:
         return 0
 
     def host_share_guest(self, pfn: int, gfn: int, vcpu: El2Vcpu) -> int:
-        """__pkvm_host_share_guest: an ordinary guest may access the host's page.  Errors as `host_donate_guest`."""
+        """__pkvm_host_share_guest: an ordinary guest may access the host's page.  Errors as `host_donate_guest`, and -EBUSY
+        for a page that is shared as often as can be counted."""
         if error := self._ordered(El2Call.SHARE_GUEST, gfn):
             return error
         vm = vcpu.vm
@@ -300,6 +302,8 @@ class Hypervisor:
             entry = self.pages[pfn]
             if self.host_state(pfn) is not PageState.OWNED and not (entry is not None and entry.shares):
                 return -EPERM
+            if entry is not None and entry.shares == MAX_SHARES:
+                return -EBUSY
             if len(vcpu.memcache) < vm.min_pages:
                 return -ENOMEM
             for table in vm.missing_tables(gfn):
@@ -469,7 +473,7 @@ class Hypervisor:
             if found.state is not PageState.SHARED_OWNED or not borrowed:
                 return -EPERM
             self._set_host(found.pfn, HostEntry(PageState.NOPAGE, Owner.GUEST, vm.handle, gfn))
-            self._set_guest(vm, gfn, found._replace(state=PageState.OWNED))
+            self._set_guest(vm, gfn, GuestEntry(found.pfn, PageState.OWNED))
         return 0
 
     # What must hold
