@@ -34,6 +34,7 @@ class RmmPlatform:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.rmm = Rmm(host.rt, host.memory, host.memmap.nr_pages)
+        self.rmm.rmm_activate()
         self.reject_ripas_change: Callable[[int, int], bool] | None = None
         self.warnings: list[str] = []
         """What the kernel's log has of RMI commands that failed."""

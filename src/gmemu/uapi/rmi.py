@@ -13,9 +13,12 @@ from .layout import Struct, char, s64, u32, u64
 
 __all__ = [
     "RMI_ERROR_STATUS_MASK",
+    "RMI_OP_CAN_CANCEL",
     "GranuleState",
     "HashAlgorithm",
     "Hipas",
+    "MemCategory",
+    "OpMemRequest",
     "RealmState",
     "RecEnterFlags",
     "RecExitReason",
@@ -26,6 +29,9 @@ __all__ = [
     "Rsi",
     "RsiResponse",
     "RsiStatus",
+    "TrackingState",
+    "addr_range_desc",
+    "addr_range_of",
     "rmi_index",
     "rmi_realm_params",
     "rmi_rec_params",
@@ -147,6 +153,48 @@ class GranuleState(IntEnum):
     PARTIAL = 11
     INTERNAL = 12
     PSMMU_ST_L2 = 13
+
+
+class TrackingState(IntEnum):
+    """How the RMM tracks a region of granules (2.0): not at all, each for itself, or all of them as one.  RESERVED has no
+    memory."""
+
+    RESERVED = 0
+    NONE = 1
+    FINE = 2
+    COARSE = 3
+
+
+class MemCategory(IntEnum):
+    """What kind of memory a region is of (2.0)."""
+
+    CONVENTIONAL = 0
+    DEV_NCOH = 1
+    DEV_COH = 2
+    NONE = 3
+
+
+class OpMemRequest(IntEnum):
+    """What an operation that is INCOMPLETE wants next, in bits 9:8 of its status (2.0): to be continued, pages, or that
+    pages are fetched."""
+
+    NONE = 0
+    DONATE = 1
+    RECLAIM = 2
+
+
+RMI_OP_CAN_CANCEL = 1 << 10
+"""In the status of an operation that is INCOMPLETE: RMI_OP_CANCEL would undo it."""
+
+
+def addr_range_desc(pfn: int, count: int = 1) -> int:
+    """An entry of the lists that OP_MEM_DONATE reads and OP_MEM_RECLAIM writes: `count` granules from page frame `pfn`."""
+    return pfn << 12 | count << 2
+
+
+def addr_range_of(descriptor: int) -> tuple[int, int]:
+    """(page frame, count of granules) of such an entry; bits 1:0 say what blocks are counted, bits 63:52 don't count."""
+    return descriptor >> 12 & (1 << 40) - 1, (descriptor >> 2 & 0x3FF) << 9 * (descriptor & 3)
 
 
 class Hipas(IntEnum):

@@ -33,6 +33,7 @@ class Machine:
         self.memory = PhysicalMemory(64 << 30)
         self.rmm = Rmm(DirectRuntime(), self.memory, info=RmmInfo(version=version))
         self._next = POOL
+        self.rmm.rmm_activate()
         for pfn, count in ((RD, 1), (ROOTS, 2), (POOL, 0x100), (DATA, 0x2000)):
             assert self.rmm.granule_range_delegate(pfn, count).status == 0
 

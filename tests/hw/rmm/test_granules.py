@@ -49,7 +49,7 @@ def test_smc_takes_addresses_and_knows_versions() -> None:
     assert new.rmm.smc(Rmi.GRANULE_RANGE_DELEGATE, top, top).status == INPUT
     assert new.rmm.smc(Rmi.GRANULE_RANGE_UNDELEGATE, start + 1, top).status == INPUT
     assert new.rmm.smc(Rmi.GRANULE_DELEGATE, start).status == RmiStatus.ERROR_NOT_SUPPORTED
-    assert new.rmm.smc(Rmi.TRACKING_GET).status == RmiStatus.ERROR_NOT_SUPPORTED
+    assert old.rmm.smc(Rmi.TRACKING_GET, 0, PAGE).status == RmiStatus.ERROR_NOT_SUPPORTED
     assert new.rmm.smc(0xC4000199).status == RmiStatus.ERROR_NOT_SUPPORTED
     assert old.rmm.smc(Rmi.GRANULE_RANGE_DELEGATE, start, top).status == RmiStatus.ERROR_NOT_SUPPORTED
     assert old.rmm.smc(Rmi.GRANULE_DELEGATE, start).status == 0

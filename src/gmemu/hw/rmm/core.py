@@ -7,14 +7,25 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from ...rangemap import RangeMap
 from ...sync import Runtime
-from ...uapi.rmi import GranuleState, HashAlgorithm, RealmState, Rmi, RmiStatus, rmi_status
+from ...uapi.rmi import (
+    RMI_OP_CAN_CANCEL,
+    GranuleState,
+    HashAlgorithm,
+    OpMemRequest,
+    RealmState,
+    Rmi,
+    RmiStatus,
+    TrackingState,
+    rmi_status,
+)
 from ..memory import PAGE_SHIFT, PhysicalMemory
 from .granule import Gpi, Gpt, Granules
 from .measurement import RimRow
 from .realm import Realm, Rec
 
-__all__ = ["COMMANDS", "OK", "RMM", "Inject", "RimLog", "RmiResult", "RmmCore", "RmmInfo", "command", "error"]
+__all__ = ["COMMANDS", "OK", "RMM", "Inject", "RimLog", "RmiResult", "RmmCore", "RmmInfo", "Transfer", "command", "error"]
 
 Inject = Callable[[Rmi, int], int | None]
 """Asked before each command with its IPA (bytes), or the page frame that it names where it has none: the status to return
@@ -34,6 +45,9 @@ class RmmInfo(NamedTuple):
     """As the architecture counts them."""
     rec_aux: int = 4
     """Granules that a REC needs besides its own."""
+    preallocated: bool = True
+    """The RMM has memory of its own to track every granule for itself (TF-RMM's RMM_ALLOC_TRACKING_DATA).  Without, regions
+    are tracked as a whole until the host donates a page for that."""
 
     @property
     def hashes(self) -> tuple[HashAlgorithm, ...]:
@@ -52,6 +66,30 @@ class RmiResult(NamedTuple):
 
 OK = RmiResult(RmiStatus.SUCCESS)
 
+
+class Transfer:
+    """What a suspended operation on a region wants of the host: a page, or that one is fetched; `pfn` is that page."""
+
+    def __init__(self, wants: OpMemRequest, region: int, pfn: int = -1) -> None:
+        self.wants, self.region, self.pfn = wants, region, pfn
+
+    @property
+    def status(self) -> int:
+        """INCOMPLETE, with what is wanted next."""
+        cancel = RMI_OP_CAN_CANCEL if self.may_cancel else 0
+        return RmiStatus.INCOMPLETE | self.wants << 8 | cancel
+
+    @property
+    def may_continue(self) -> bool:
+        """The page has gone where it was to go."""
+        return self.wants is OpMemRequest.NONE
+
+    @property
+    def may_cancel(self) -> bool:
+        """Nothing has happened yet."""
+        return self.wants is OpMemRequest.DONATE
+
+
 P = ParamSpec("P")
 C = TypeVar("C", bound="RmmCore")
 Method = Callable[Concatenate[C, P], RmiResult]
@@ -64,6 +102,8 @@ class Command(NamedTuple):
     granules: tuple[int, ...]
 
 
+REGION_PAGES = 512
+"""Granules in a region that is tracked in one way."""
 RMM = ("rmm",)
 """The RMM's state, for who marks accesses to it: granules belong to no realm, so it's one."""
 
@@ -110,6 +150,14 @@ class RmmCore:
         """RECs by their granule."""
         self.inject: Inject | None = None
         self.log: RimLog | None = None
+        self.active = self.info.version < (2, 0)
+        """RMI_RMM_ACTIVATE was called, which 1.0 hasn't"""
+        self.regions: RangeMap[TrackingState] = RangeMap()
+        """how regions of 2 MiB are tracked; those that aren't here, granule by granule"""
+        self.tracking_pages: dict[int, int] = {}
+        """region that is tracked granule by granule -> the page that the host gave for that, if it had to"""
+        self.transfers: dict[int, Transfer] = {}
+        """suspended operations that give or take pages, by handle"""
         self._suspended: dict[int, Callable[[], RmiResult]] = {}
         self._next_handle = 1
 
@@ -124,18 +172,41 @@ class RmmCore:
         at = args[what] if len(args) > what else 0
         return self.inject(fid, at if isinstance(at, int) else 0)
 
-    def suspend(self, command: Callable[[], RmiResult]) -> RmiResult:
-        """A stateful operation has begun and isn't done: its handle goes to the host."""
+    def suspend(self, command: Callable[[], RmiResult], transfer: Transfer | None = None) -> RmiResult:
+        """A stateful operation has begun and isn't done: its handle goes to the host, with what it wants first."""
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._suspended[handle] = command
-        return RmiResult(RmiStatus.INCOMPLETE, (handle,))
+        if transfer is None:
+            return RmiResult(RmiStatus.INCOMPLETE, (handle,))
+        self.transfers[handle] = transfer
+        return RmiResult(transfer.status, (handle, 1))
 
     def resume(self, handle: int, *, execute: bool) -> RmiResult:
         """Finish a stateful operation, or forget it."""
+        transfer = self.transfers.get(handle)
+        if transfer is not None and not (transfer.may_continue if execute else transfer.may_cancel):
+            return error(RmiStatus.ERROR_INPUT)
         command = self._suspended.pop(handle, None)
         if command is None:
             return error(RmiStatus.ERROR_INPUT)
+        self.transfers.pop(handle, None)
         return command() if execute else OK
+
+    def tracked_run(self, pfn: int, count: int) -> int:
+        """How many of `count` granules from `pfn` may change their state together as they are tracked: regions that are
+        COARSE only as a whole."""
+        if self.regions.empty(pfn // REGION_PAGES, (pfn + count - 1) // REGION_PAGES + 1):
+            return count
+        done = 0
+        while done < count:
+            region, at = divmod(pfn + done, REGION_PAGES)
+            left = min(REGION_PAGES - at, count - done)
+            state = self.regions[region]
+            whole = not at and left == min(REGION_PAGES, self.granules.npages - region * REGION_PAGES)
+            if state is TrackingState.NONE or (state is TrackingState.COARSE and not whole):
+                break
+            done += left
+        return done
 
     # What commands check and do
 

@@ -32,10 +32,15 @@ class GranuleCommands(RmmCore):
     def granule_range_delegate(self, pfn: int, count: int = 1) -> RmiResult:
         """RMI_GRANULE_RANGE_DELEGATE: NS granules become the realm world's, contents as they are.
 
-        Out: the first page that wasn't done.  ERROR_INPUT if that is `pfn`.
+        Out: the first page that wasn't done.  ERROR_INPUT if that is `pfn`, ERROR_TRACKING if it's tracked with others.
         """
+        if not self.active:
+            return error(RmiStatus.ERROR_GLOBAL)
         if not self.granules.covers(pfn, count):
             return error(RmiStatus.ERROR_INPUT)
+        count = self.tracked_run(pfn, count)
+        if not count:
+            return error(RmiStatus.ERROR_TRACKING)
         done = self.granules.run(pfn, count, GranuleState.NS)
         if not done:
             return error(RmiStatus.ERROR_INPUT)
@@ -46,10 +51,15 @@ class GranuleCommands(RmmCore):
     def granule_range_undelegate(self, pfn: int, count: int = 1) -> RmiResult:
         """RMI_GRANULE_RANGE_UNDELEGATE: delegated granules that nobody uses are wiped, and the host's again.
 
-        Out: the first page that wasn't done.  ERROR_INPUT if that is `pfn`.
+        Out: the first page that wasn't done.  ERROR_INPUT if that is `pfn`, ERROR_TRACKING if it's tracked with others.
         """
+        if not self.active:
+            return error(RmiStatus.ERROR_GLOBAL)
         if not self.granules.covers(pfn, count):
             return error(RmiStatus.ERROR_INPUT)
+        count = self.tracked_run(pfn, count)
+        if not count:
+            return error(RmiStatus.ERROR_TRACKING)
         done = self.granules.run(pfn, count, GranuleState.DELEGATED)
         if not done:
             return error(RmiStatus.ERROR_INPUT)

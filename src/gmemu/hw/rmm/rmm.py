@@ -15,6 +15,7 @@ from .granules import GranuleCommands
 from .realms import RealmCommands
 from .rsi import RsiCommands
 from .tables import TableCommands
+from .tracking import TrackingCommands
 
 __all__ = ["Inject", "RimLog", "RmiResult", "Rmm", "RmmInfo"]
 
@@ -32,7 +33,7 @@ _ONLY_1_0 = frozenset(
 _RANGES = frozenset({Rmi.GRANULE_RANGE_DELEGATE, Rmi.GRANULE_RANGE_UNDELEGATE})
 
 
-class Rmm(GranuleCommands, RealmCommands, TableCommands, DataCommands, RsiCommands):
+class Rmm(GranuleCommands, TrackingCommands, RealmCommands, TableCommands, DataCommands, RsiCommands):
     """The RMM with all its commands."""
 
     def smc(self, fid: int, *args: int) -> RmiResult:
