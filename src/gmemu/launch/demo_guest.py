@@ -8,12 +8,13 @@ The RAM isn't part of the launch: it is added at 4 GiB, where no firmware and no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..rules import BusError
 from ..uapi.kvm import KVM_MAP_GPA_RANGE_ENCRYPTED, ExitReason
 from ..uapi.sev import SnpPageType
 from ..vmm import Observer, VmmError
+from .demo import ANSWER, GREETING, Demo, Event
 from .errors import LaunchError
 from .ovmf import FOUR_GIB, PAGE_SIZE
 from .page_states import frame_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ..hw.guest_cpu import GuestCpu
     from .snp import SnpLaunch
 
-__all__ = ["DOORBELL_PORT", "RAM", "DemoGuest", "Event"]
+__all__ = ["DOORBELL_PORT", "RAM", "DemoGuest"]
 
 RAM = MemoryRegion(FOUR_GIB, 2 << 20)
 """The guest's RAM, in bytes."""
@@ -34,45 +35,33 @@ DOORBELL_PORT = 0xE9
 """Where the guest says which step it has come to."""
 
 SECRET = b"known to the guest only"
-GREETING = b"hello, host"
-ANSWER = b"hello, guest"
 _PRIVATE, _SHARED, _TAKEN_BACK = b"1", b"2", b"3"
 _FIRMWARE_BYTES = FOUR_GIB - RESET_VECTOR
 
 
-class Event(NamedTuple):
-    """Something that happened: `who` is "guest", "exit" (KVM_RUN came back), "vmm" or "host"."""
-
-    who: str
-    what: str
-    result: str
-
-
-class DemoGuest(Observer):
+class DemoGuest(Demo):
     """The guest on vCPU 0 of `launch`, its RAM, and the VMM's side.  Use it in a ``with`` statement; `run` it once."""
 
     def __init__(self, launch: SnpLaunch) -> None:
-        self.launch, self.vm, self.in_place = launch, launch.vm, launch.profile.in_place
-        self.vmm = launch.vmm
+        super().__init__(launch)
+        self.launch, self.in_place = launch, launch.profile.in_place
         self.memory = launch.kvm.host.memory
-        self.events: list[Event] = []
         self.ram = self.vmm.add_memory(RAM.gpa, RAM.size)
         self.gmem, self.buffer = self.ram.gmem, self.ram.buffer
 
     def run(self) -> list[Event]:
         """Run the guest until it halts, serving its exits.  Returns everything that happened, in order."""
-        vcpu = self.launch.vcpus[0]
         self.vmm.observer = self
         try:
-            exit_ = self.vmm.run(vcpu, self.guest)
+            exit_ = self.vmm.run(self.vcpu, self.guest)
             while exit_.reason is not ExitReason.HLT:
                 self._serve(exit_)
-                exit_ = self.vmm.run(vcpu)
+                exit_ = self.vmm.run(self.vcpu)
         except VmmError as error:
             raise LaunchError(str(error)) from error
         finally:
             self.vmm.observer = Observer()
-        self._saw("exit", "KVM_EXIT_HLT", "the guest is done")
+        self.saw("exit", "KVM_EXIT_HLT", "the guest is done")
         return self.events
 
     def close(self) -> None:
@@ -92,28 +81,28 @@ class DemoGuest(Observer):
         page = RAM.gpa
         code = cpu.load(RESET_VECTOR, _FIRMWARE_BYTES)
         same = code == bytes(self.launch.plan.firmware.data[-_FIRMWARE_BYTES:])
-        self._saw("guest", f"reads its reset vector at {RESET_VECTOR:#x}", "as launched" if same else "NOT as launched")
+        self.saw("guest", f"reads its reset vector at {RESET_VECTOR:#x}", "as launched" if same else "NOT as launched")
         scratch = self._launched_empty()
         if scratch is not None:
             cpu.store(scratch, SECRET)
-            self._saw("guest", f"works on launched memory at {scratch:#x}", _shown(cpu.load(scratch, len(SECRET))))
+            self.saw("guest", f"works on launched memory at {scratch:#x}", _shown(cpu.load(scratch, len(SECRET))))
         cpu.accept(page, PAGE_SIZE)
         cpu.store(page, SECRET)
-        self._saw("guest", f"validates its page at {page:#x}, writes", repr(SECRET.decode()))
+        self.saw("guest", f"validates its page at {page:#x}, writes", repr(SECRET.decode()))
         cpu.port_out(DOORBELL_PORT, _PRIVATE)
-        self._saw("guest", "gives validation up, asks to share the page", "page-state change by GHCB MSR")
+        self.saw("guest", "gives validation up, asks to share the page", "page-state change by GHCB MSR")
         cpu.convert(page, PAGE_SIZE, private=False)
         cpu.store(page, GREETING, shared=True)
-        self._saw("guest", "writes to the shared page", repr(GREETING.decode()))
+        self.saw("guest", "writes to the shared page", repr(GREETING.decode()))
         cpu.port_out(DOORBELL_PORT, _SHARED)
         answer = cpu.load(page, len(ANSWER), shared=True)
-        self._saw("guest", "reads the shared page", _shown(answer))
-        self._saw("guest", "asks for the page to be private again", "page-state change by GHCB MSR")
+        self.saw("guest", "reads the shared page", _shown(answer))
+        self.saw("guest", "asks for the page to be private again", "page-state change by GHCB MSR")
         cpu.convert(page, PAGE_SIZE, private=True)
         left = cpu.load(page, len(SECRET))
-        self._saw("guest", "validates it again, finds there", _shown(left))
+        self.saw("guest", "validates it again, finds there", _shown(left))
         cpu.store(page, SECRET)
-        self._saw("guest", "writes to it, reads it back", _shown(cpu.load(page, len(SECRET))))
+        self.saw("guest", "writes to it, reads it back", _shown(cpu.load(page, len(SECRET))))
         cpu.port_out(DOORBELL_PORT, _TAKEN_BACK)
 
     def _launched_empty(self) -> int | None:
@@ -128,29 +117,25 @@ class DemoGuest(Observer):
         if exit_.reason is not ExitReason.IO or exit_.io.port != DOORBELL_PORT:
             raise LaunchError(f"the guest came back with {exit_!r}, which nothing here expects")
         step = exit_.io_data()
-        self._saw("exit", "KVM_EXIT_IO", f"port {DOORBELL_PORT:#x}: step {step.decode()}")
+        self.saw("exit", "KVM_EXIT_IO", f"port {DOORBELL_PORT:#x}: step {step.decode()}")
         (self._exchange if step == _SHARED else self._pry)()
 
     def seen(self, exit_: Exit) -> None:
         """An exit that the VMM's loop serves."""
         if exit_.reason is ExitReason.MEMORY_FAULT:
             wants = "private" if exit_.wants_private else "shared"
-            self._saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {exit_.memory_fault.gpa:#x}, a {wants} access")
+            self.saw("exit", "KVM_EXIT_MEMORY_FAULT", f"gpa {exit_.memory_fault.gpa:#x}, a {wants} access")
             return
         gpa, npages, attributes, *_ = exit_.hypercall.args
         wants = "private" if attributes & KVM_MAP_GPA_RANGE_ENCRYPTED else "shared"
-        self._saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages} page, to be {wants}")
+        self.saw("exit", "KVM_EXIT_HYPERCALL, MAP_GPA_RANGE", f"gpa {gpa:#x}, {npages} page, to be {wants}")
 
     def converted(self, gpa: int, size: int, private: bool) -> None:
         """As the profile's kernel has it: on the guest_memfd, where the page is; or on the VM, to the other pool."""
         call = self.launch.profile.conversion_call
-        self._saw("vmm", call, f"{size // PAGE_SIZE} page made {'private' if private else 'shared'}")
+        self.saw("vmm", call, f"{size // PAGE_SIZE} page made {'private' if private else 'shared'}")
         if not private:
             self._look("reads the page as it became shared")
-
-    def refused(self, gpa: int, size: int, answer: int, why: VmmError) -> None:
-        """A request that the guest is to make again, or never."""
-        self._saw("vmm", f"answers with errno {answer}", str(why))
 
     # The host's software, which the guest doesn't trust
 
@@ -160,24 +145,21 @@ class DemoGuest(Observer):
         pfn = frame_of(self.launch.platform.rmp, RAM.gpa)
         if pfn is not None:
             raw = self.memory.host_read(pfn * PAGE_SIZE, len(SECRET))
-            self._saw("host", "reads the page's memory by another way", _shown(raw))
+            self.saw("host", "reads the page's memory by another way", _shown(raw))
 
     def _exchange(self) -> None:
         """The host reads the guest's words, and answers."""
         self._look("reads the shared page")
         self.buffer[: len(ANSWER)] = ANSWER
-        self._saw("host", "writes to the shared page", repr(ANSWER.decode()))
+        self.saw("host", "writes to the shared page", repr(ANSWER.decode()))
 
     def _look(self, what: str) -> None:
         try:
             found = self.buffer[: len(SECRET)]
         except BusError as error:
-            self._saw("host", what, f"{error.rule.signal} ({error.rule.id}): {error.rule.text}")
+            self.saw("host", what, f"{error.rule.signal} ({error.rule.id}): {error.rule.text}")
         else:
-            self._saw("host", what, _shown(found))
-
-    def _saw(self, who: str, what: str, result: str) -> None:
-        self.events.append(Event(who, what, result))
+            self.saw("host", what, _shown(found))
 
 
 def _shown(found: bytes) -> str:

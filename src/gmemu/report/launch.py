@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..launch.base import Call
-    from ..launch.demo_guest import Event
+    from ..launch.demo import Event
     from ..launch.page_states import PageRun
     from ..launch.plan import LaunchPlan
     from ..profiles import Profile
