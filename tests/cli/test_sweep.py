@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from gmemu.cli.main import main
+from gmemu.kvm.design import Design
+from gmemu.kvm.host import Host
+from gmemu.profiles import get
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = str(ROOT / "examples" / "launch_and_convert.py")
@@ -28,9 +31,19 @@ def test_run_with_failures(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gmemu: note: nothing came of the order 'psp LAUNCH_START -> ACTIVE'\n" in told
 
 
+@pytest.mark.parametrize("variant", ["convert-in-vcpu-run", "convert-in-vcpu-run-refuse"])
+def test_run_on_a_kernel_that_is_built_otherwise(variant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--variant", variant, EXAMPLE]
+    assert main([*words, "pkvm", "inplace-v13-pkvm"]) == 0
+    assert main([*words, "software"]) == 1  # its converter is an ioctl that such a kernel hasn't
+    assert "gmem.ioctl.unknown" in capsys.readouterr().err
+    assert Host().design.map_gpa_range is Design.of(get("inplace-v13")).map_gpa_range
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["run", "--variant", "convert", EXAMPLE], "there is no variant 'convert'; there are"),
         (["run", "--inject", "psp -> 3", EXAMPLE], "psp has no (nothing)"),
         (["run", "nowhere.py"], "there is no program nowhere.py"),
         (["sweep", "nowhere.py"], "there is no program nowhere.py"),

@@ -273,6 +273,7 @@ def _add_programs(commands: Commands) -> None:
         commands, "run", "run a Python VMM program as it is, on an emulated host that fails on order", epilog=_OF_PROGRAMS
     )
     add_inject(run)
+    run.add_argument("--variant", metavar="V", action="append", default=[], help="decide this otherwise; repeatable")
     _add_program(run)
     finish(run, "sweep:run")
     sweep = command(

@@ -36,11 +36,15 @@ def unmet(faults: Faults | None) -> tuple[str, ...]:
 
 def run(args: Namespace) -> Outcome:
     """`gmemu run`: exits with 0 if the program did, else with 1."""
+    from ..explore.variants import apply
     from ..faults.program import run_program
+    from ..kvm.design import Design
+    from .explore import variant_named
 
     faults = faults_of(args) or Faults()
     _script(args.script)
-    status = run_program(args.script, args.arguments, faults)
+    variants = tuple(variant_named(name) for name in args.variant)
+    status = run_program(args.script, args.arguments, faults, lambda profile: apply(Design.of(profile), variants))
     sys.stdout.flush()
     fired = [f"{done.order} in {done.call or 'no call'}{f', {done.where}' if done.where else ''}" for done in faults.fired]
     data = {"simulated": True, "status": status, "carried_out": fired, "unmet": [str(order) for order in faults.unmet()]}

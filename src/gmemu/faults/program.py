@@ -6,12 +6,15 @@ from __future__ import annotations
 import builtins
 import runpy
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import NamedTuple
 
 from ..invariants import InvariantViolation
+from ..kvm.design import Design
 from ..kvm.host import Host
+from ..profiles import Profile
 from ..rules import MemoryFault
 from ..rules import mm as mm_rules
 from .engine import Faults
@@ -37,19 +40,23 @@ class Run(NamedTuple):
     """of gmemu's own, those that it came to use"""
 
 
-def run_program(path: str, arguments: list[str], faults: Faults) -> int:
-    """Run the file as ``python path arguments...`` would, each of its hosts with `faults`: its exit status.
+def run_program(path: str, arguments: list[str], faults: Faults, design: Callable[[Profile], Design] = Design.of) -> int:
+    """Run the file as ``python path arguments...`` would, each of its hosts with `faults`, and built by `design`: its exit
+    status.
 
     What it raises comes out, but for SystemExit.
     """
-    argv, default = sys.argv, Host.default_faults
-    sys.argv, Host.default_faults = [path, *arguments], lambda: faults
+    argv, default, built = sys.argv, Host.default_faults, Host.default_design
+    sys.argv, Host.default_faults, Host.default_design = [path, *arguments], lambda: faults, design
     try:
         runpy.run_path(path, run_name="__main__")
     except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        if exit_.code is None or isinstance(exit_.code, int):
+            return exit_.code or 0
+        print(exit_.code, file=sys.stderr)  # as Python does
+        return 1
     finally:
-        sys.argv, Host.default_faults = argv, default
+        sys.argv, Host.default_faults, Host.default_design = argv, default, built
     return 0
 
 

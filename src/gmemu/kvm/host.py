@@ -52,6 +52,9 @@ class Host:
     default_faults: ClassVar[Callable[[], FaultPoints] | None] = None
     """Set by whoever runs a program as it is (`gmemu run`, `gmemu sweep`): the faults of hosts that are given none."""
 
+    default_design: ClassVar[Callable[[Profile], Design]] = Design.of
+    """Set in the same way (`gmemu run --variant`): how hosts are built that are given no design."""
+
     def __init__(
         self,
         profile: str | Profile = DEFAULT,
@@ -73,7 +76,7 @@ class Host:
             faults = Host.default_faults()
         self.faults = faults
         self.rt = runtime or (faults.runtime() if faults is not None else DirectRuntime())
-        self.design = design or Design.of(self.profile)
+        self.design = design or Host.default_design(self.profile)
         self.seed = seed
         self.memory, self.memmap = self.new_memory(memory)
         self.lru = LruBatches(self.memmap)
