@@ -3,35 +3,18 @@
 
 from __future__ import annotations
 
-from gmemu import Host, Kvm, Vcpu, Vm, VmType
+from gmemu import Vcpu, Vm, VmType
 from gmemu.api.arm64 import init_vcpu
-from gmemu.sync import DirectRuntime, Lockdep
-from gmemu.syscalls.emulated import EmulatedDoor
 
-from ..world import World
+from .platform_world import PlatformWorld
 
 __all__ = ["ArmWorld"]
 
 
-class ArmWorld(World):
-    """One Arm host.  `dirty`: the test breaks what must hold, so nothing is looked over at the end."""
+class ArmWorld(PlatformWorld):
+    """One Arm host."""
 
     platform = "arm"
-
-    def __init__(self, profile: str) -> None:
-        self.lockdep = Lockdep()
-        self.host = Host(profile, memory=1 << 40, runtime=DirectRuntime(self.lockdep), platform=self.platform)
-        self.profile = self.host.profile
-        self.door = EmulatedDoor(self.host)
-        self.kvm = Kvm(self.door)
-        self.children: list[EmulatedDoor] = []
-        self.dirty = False
-
-    def finish(self) -> None:
-        if self.dirty:
-            self.host.close()
-        else:
-            super().finish()
 
     def vcpu(self, vm: Vm, id: int = 0, *, power_off: bool = False) -> Vcpu:
         """A vCPU, initialised."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gmemu import Exit, ExitReason, GuestMemfd, Mapping, Vcpu, Vm, VmType
+from gmemu import Exit, ExitReason, Mapping, Vcpu, VmType
 from gmemu.hw.rmm.guest_cpu import RealmGuestCpu
 from gmemu.hw.rmm.realm import Realm
 from gmemu.hw.rmm.rmm import Rmm
@@ -16,10 +16,9 @@ from gmemu.uapi.rmi import Ripas, Rmi
 
 from ..world import PAGE
 from .arm_world import ArmWorld
+from .platform_world import GPA, PrivateVm
 
-GPA = 1 << 30
 GFN = GPA >> 12
-PAGES = 1024
 
 CCA_PROFILES = ("linux-7.3-cca", "inplace-v8", "inplace-v13")
 every_cca_profile = pytest.mark.parametrize("world", CCA_PROFILES, indirect=True)
@@ -49,24 +48,17 @@ class CcaWorld(ArmWorld):
         return asked
 
 
-class RealmVm:
-    """A realm VM with PAGES pages at GPA.  In place they are shared; with two pools the shared half is other memory."""
+class RealmVm(PrivateVm):
+    """A realm VM, with other memory for contents to be populated from."""
 
     def __init__(self, world: CcaWorld, vcpus: int, vgic: bool, ipa_bits: int) -> None:
-        self.world, self.in_place = world, world.profile.in_place
-        self.vm: Vm = world.kvm.create_vm(VmType.ARM_REALM, ipa_bits)
-        self.vcpus: list[Vcpu] = [self.vm.cca.create_vcpu(i, power_off=i > 0) for i in range(vcpus)]
+        super().__init__(world, world.kvm.create_vm(VmType.ARM_REALM, ipa_bits))
+        self.world = world
+        self.vcpus = [self.vm.cca.create_vcpu(i, power_off=i > 0) for i in range(vcpus)]
         if vgic:
             self.vm.cca.create_vgic()
-        self.gmem: GuestMemfd = world.gmem(self.vm, PAGES, None if self.in_place else 0)
-        self.anonymous: Mapping = world.kvm.anonymous(PAGES * PAGE)
-        self.shared: Mapping = self.gmem.mmap() if self.in_place else self.anonymous
-        self.vm.set_user_memory_region2(0, GPA, PAGES * PAGE, gmem=self.gmem, userspace_addr=self.shared.address)
+        self.add_memory()
         self.source: Mapping = world.kvm.anonymous(16 * PAGE)
-
-    @property
-    def vcpu(self) -> Vcpu:
-        return self.vcpus[0]
 
     @property
     def arch(self) -> CcaVm:
@@ -82,18 +74,6 @@ class RealmVm:
 
     def ripas(self, page: int) -> Ripas:
         return self.realm.rtt.entry(GFN + page).ripas
-
-    def make_private(self, page: int = 0, pages: int = PAGES) -> None:
-        if self.in_place:
-            self.gmem.make_private(page * PAGE, pages * PAGE)
-        else:
-            self.vm.make_private(GPA + page * PAGE, pages * PAGE)
-
-    def make_shared(self, page: int = 0, pages: int = PAGES) -> None:
-        if self.in_place:
-            self.gmem.make_shared(page * PAGE, pages * PAGE)
-        else:
-            self.vm.make_shared(GPA + page * PAGE, pages * PAGE)
 
     def load(self, contents: bytes, page: int = 0, *, measure: bool = True) -> None:
         """Contents elsewhere, conversion, POPULATE from there."""
@@ -119,6 +99,3 @@ class RealmVm:
             convert((fault.gpa - GPA) // PAGE, fault.size // PAGE)
             exit_ = vcpu.run()
         return exit_
-
-    def pfn(self, page: int) -> int:
-        return self.world.pfn(self.gmem, page)

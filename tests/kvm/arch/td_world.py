@@ -7,43 +7,27 @@ from collections.abc import Callable
 
 import pytest
 
-from gmemu import Exit, ExitReason, GuestMemfd, Host, Kvm, Mapping, Vcpu, Vm, VmType
+from gmemu import Exit, ExitReason, Vcpu, VmType
 from gmemu.hw.tdx.guest_cpu import TdGuestCpu
 from gmemu.hw.tdx.module import TdxModule
 from gmemu.hw.tdx.td import Td
 from gmemu.kvm.arch.tdx import TdxVm
-from gmemu.sync import DirectRuntime, Lockdep
-from gmemu.syscalls.emulated import EmulatedDoor
 from gmemu.uapi.tdx import TdxLeaf, TdxOperand, TdxStatus
 
-from ..world import PAGE, World
+from ..world import PAGE
+from .platform_world import GPA, PlatformWorld, PrivateVm
 
-GPA = 1 << 30
 GFN = GPA >> 12
-PAGES = 1024
 BUSY = TdxStatus.OPERAND_BUSY | TdxOperand.SEPT
 
 TDX_PROFILES = ("linux-6.18", "linux-7.3", "inplace-v13")
 every_tdx_profile = pytest.mark.parametrize("world", TDX_PROFILES, indirect=True)
 
 
-class TdxWorld(World):
-    """One Intel host.  `dirty`: the test breaks what must hold, so nothing is looked over at the end."""
+class TdxWorld(PlatformWorld):
+    """One Intel host."""
 
-    def __init__(self, profile: str) -> None:
-        self.lockdep = Lockdep()
-        self.host = Host(profile, memory=1 << 40, runtime=DirectRuntime(self.lockdep), platform="intel")
-        self.profile = self.host.profile
-        self.door = EmulatedDoor(self.host)
-        self.kvm = Kvm(self.door)
-        self.children: list[EmulatedDoor] = []
-        self.dirty = False
-
-    def finish(self) -> None:
-        if self.dirty:
-            self.host.close()
-        else:
-            super().finish()
+    platform = "intel"
 
     @property
     def module(self) -> TdxModule:
@@ -66,25 +50,18 @@ class TdxWorld(World):
         return asked
 
 
-class TdVm:
-    """A TDX VM with one vCPU and PAGES pages at GPA.  In place they are shared; with two pools private from the start."""
+class TdVm(PrivateVm):
+    """A TDX VM with one vCPU."""
 
     def __init__(self, world: TdxWorld, vcpus: int, **init: object) -> None:
-        self.world, self.in_place = world, world.profile.in_place
-        self.vm: Vm = world.kvm.create_vm(VmType.TDX)
+        super().__init__(world, world.kvm.create_vm(VmType.TDX))
+        self.world = world
         self.vm.tdx.init_vm(**init)  # type: ignore[arg-type]
         self.vm.enable_map_gpa_range()
-        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(i) for i in range(vcpus)]
+        self.vcpus = [self.vm.create_vcpu(i) for i in range(vcpus)]
         for vcpu in self.vcpus:
             vcpu.tdx_init()
-        self.gmem: GuestMemfd = world.gmem(self.vm, PAGES, None if self.in_place else 0)
-        self.anonymous: Mapping = world.kvm.anonymous(PAGES * PAGE)
-        self.shared: Mapping = self.gmem.mmap() if self.in_place else self.anonymous
-        self.vm.set_user_memory_region2(0, GPA, PAGES * PAGE, gmem=self.gmem, userspace_addr=self.shared.address)
-
-    @property
-    def vcpu(self) -> Vcpu:
-        return self.vcpus[0]
+        self.add_memory()
 
     @property
     def arch(self) -> TdxVm:
@@ -97,18 +74,6 @@ class TdVm:
     def td(self) -> Td:
         """What the module knows."""
         return self.world.module.tds[self.arch.tdr]
-
-    def make_private(self, page: int = 0, pages: int = PAGES) -> None:
-        if self.in_place:
-            self.gmem.make_private(page * PAGE, pages * PAGE)
-        else:
-            self.vm.make_private(GPA + page * PAGE, pages * PAGE)
-
-    def make_shared(self, page: int = 0, pages: int = PAGES) -> None:
-        if self.in_place:
-            self.gmem.make_shared(page * PAGE, pages * PAGE)
-        else:
-            self.vm.make_shared(GPA + page * PAGE, pages * PAGE)
 
     def load(self, contents: bytes, page: int = 0, *, measure: bool = True) -> None:
         """Contents, conversion, INIT_MEM_REGION."""
@@ -135,6 +100,3 @@ class TdVm:
             exit_.answer_hypercall(0)
             exit_ = vcpu.run()
         return exit_
-
-    def pfn(self, page: int) -> int:
-        return self.world.pfn(self.gmem, page)

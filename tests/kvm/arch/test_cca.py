@@ -35,7 +35,8 @@ from gmemu.uapi.rmi import (
 )
 
 from ..world import PAGE, errno_of, refusal
-from .cca_world import GFN, GPA, PAGES, CcaWorld, RealmVm, every_cca_profile
+from .cca_world import GFN, CcaWorld, RealmVm, every_cca_profile
+from .platform_world import GPA, PAGES
 
 MIB = 1 << 20
 

@@ -16,7 +16,8 @@ from gmemu.uapi.kvm_x86 import kvm_cpuid2, kvm_cpuid_entry2
 from gmemu.uapi.tdx import TdAttributes, TdxCmd, TdxLeaf, TdxOperand, TdxStatus, kvm_tdx_cmd, kvm_tdx_init_vm
 
 from ..world import PAGE, errno_of, refusal
-from .td_world import BUSY, GPA, TDX_PROFILES, TdxWorld, every_tdx_profile
+from .platform_world import GPA
+from .td_world import BUSY, TDX_PROFILES, TdxWorld, every_tdx_profile
 
 
 @pytest.fixture

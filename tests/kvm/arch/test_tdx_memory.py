@@ -31,7 +31,8 @@ from gmemu.uapi.tdx import (
 )
 
 from ..world import PAGE, errno_of, refusal
-from .td_world import BUSY, GFN, GPA, PAGES, TdxWorld, every_tdx_profile
+from .platform_world import GPA, PAGES
+from .td_world import BUSY, GFN, TdxWorld, every_tdx_profile
 
 BYTES = shake_128(b"a TD's first pages").digest(3 * PAGE)
 ADD, EXTEND = TdxLeaf.MEM_PAGE_ADD, TdxLeaf.MR_EXTEND
