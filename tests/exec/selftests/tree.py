@@ -46,7 +46,11 @@ def _source(directory: Path) -> Path:
     if not archive.exists():
         if shutil.which("apt-get") is None:
             raise Missing(f"no apt-get here, and no {archive}: set GMEMU_LINUX_SOURCE to a source tree of Linux 6.12")
-        _run(["apt-get", "download", PACKAGE], PACKAGE, directory)
+        try:
+            _run(["apt-get", "download", PACKAGE], PACKAGE, directory)
+        except Missing:  # perhaps its lists of packages are old, or not there
+            _run([*([] if os.geteuid() == 0 else ["sudo", "-n"]), "apt-get", "update", "-qq"], "apt's lists")
+            _run(["apt-get", "download", PACKAGE], PACKAGE, directory)
         package = next(directory.glob(f"{PACKAGE}_*.deb"))
         _run(["dpkg-deb", "-x", str(package), str(directory / "package")], PACKAGE)
         archive = directory / "package" / archive.relative_to("/")
