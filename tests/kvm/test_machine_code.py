@@ -40,6 +40,11 @@ class TestRealMode:
         assert machine.get(0x2000, 1) == b"\x5a"
         assert machine.vcpu.regs.rip == CODE + 10
 
+    def test_what_is_a_prefix_elsewhere(self, machine: Machine) -> None:
+        machine.real_mode(bytes.fromhex("40 e710 f4"))  # inc ax (REX in 64-bit code); out 0x10, ax; hlt
+        assert machine.run().io_data() == b"\x01\0"
+        assert machine.run().reason is ExitReason.HLT
+
     def test_mmio(self, machine: Machine) -> None:
         machine.long_mode(bytes.fromhex("48c7c300003000c703785634128b4b04480fb65308830301f4"))
         exit_ = machine.run()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -39,6 +40,8 @@ from .references import References
 __all__ = ["MEMORY", "RealHost", "RealProcess", "RealRuntime"]
 
 MEMORY = 16 << 40
+_SIG_AGAIN = signal.SIGRTMAX - 1
+"""preload.c's: its handler stops the guest that the thread runs, if it runs one"""
 
 
 class _GuestMode(AbstractContextManager[None]):
@@ -81,6 +84,14 @@ class _ProgramsThreads(DirectRuntime):
 
     def guest_mode(self) -> AbstractContextManager[None]:
         return _GuestMode(self, super().guest_mode())
+
+    def stop_guest(self, thread: int, stop: Callable[[], None]) -> None:
+        """By a signal to the thread: an engine that another thread stops may have skipped an instruction meanwhile."""
+        with suppress(ProcessLookupError):
+            signal.pthread_kill(thread, _SIG_AGAIN)
+
+    def set_signal_mask(self, mask: int | None) -> None:
+        self.process_memory.signal_mask(mask is not None, mask or 0)
 
 
 class RealRuntime(_ProgramsThreads):

@@ -418,6 +418,18 @@ static PyObject *signal_pending(PyObject *self, PyObject *args)
 	return PyBool_FromLong(libc_half->signal_pending());
 }
 
+static PyObject *signal_mask(PyObject *self, PyObject *args)
+{
+	unsigned long mask;
+	int on;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "pk", &on, &mask))
+		return NULL;
+	libc_half->signal_mask(on, mask);
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
 	{"read", (PyCFunction)(void (*)(void))memory_read, METH_FASTCALL, NULL},
 	{"write", memory_write, METH_VARARGS, NULL},
@@ -437,6 +449,7 @@ static PyMethodDef methods[] = {
 	{"guest_exit", guest_exit, METH_NOARGS, NULL},
 	{"kernel_thread", kernel_thread, METH_NOARGS, NULL},
 	{"signal_pending", signal_pending, METH_NOARGS, NULL},
+	{"signal_mask", signal_mask, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

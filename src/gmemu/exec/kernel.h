@@ -63,6 +63,8 @@ struct gmemu_libc {
 	int (*signal_pending)(void);
 	/* dlopen() where the program has a Python of its own. */
 	void *(*open_apart)(const char *path, int mode);
+	/* KVM_SET_SIGNAL_MASK: while this thread's guest runs these signals are blocked (1), or the program's (0). */
+	void (*signal_mask)(int on, unsigned long mask);
 };
 
 /*

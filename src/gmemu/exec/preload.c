@@ -135,6 +135,8 @@ static __thread void *guest_stop __attribute__((tls_model("initial-exec")));
 static __thread void *guest_argument __attribute__((tls_model("initial-exec")));
 static __thread sigset_t program_mask __attribute__((tls_model("initial-exec")));
 static __thread int held_signals __attribute__((tls_model("initial-exec")));
+static __thread sigset_t run_mask __attribute__((tls_model("initial-exec")));
+static __thread int has_run_mask __attribute__((tls_model("initial-exec")));
 
 /*
  * To block signals for a call and let them in again costs as much as two system calls do, a third of a short ioctl.  So for those nothing
@@ -206,8 +208,15 @@ static void mark_fd(int fd, int ours)
 		atomic_store_explicit(&fd_ours[fd], (unsigned char)ours, memory_order_release);
 }
 
+static const sigset_t *guest_mask(void)
+{
+	return has_run_mask ? &run_mask : &program_mask;
+}
+
 static void guest_enter(void *stop, void *argument)
 {
+	sigset_t mask;
+
 	if (!again) {
 		struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIG_AGAIN};
 		struct sigaction action = {.sa_handler = on_again, .sa_flags = SA_RESTART};
@@ -219,7 +228,9 @@ static void guest_enter(void *stop, void *argument)
 	guest_argument = argument;
 	guest_stop = stop;
 	held_signals = 0;
-	raw_sigmask(SIG_SETMASK, &program_mask, NULL);
+	mask = *guest_mask();
+	sigdelset(&mask, SIG_AGAIN); /* also how other threads stop this one's guest */
+	raw_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
 /* 1 if a signal stopped the guest.  Its handler runs when the system call returns. */
@@ -250,7 +261,7 @@ static int signal_pending(void)
 		return 1;
 	sigpending(&pending);
 	for (int sig = 1; sig < NSIG; sig++) {
-		if (sigismember(&pending, sig) != 1 || sigismember(&program_mask, sig) == 1)
+		if (sigismember(&pending, sig) != 1 || sigismember(guest_mask(), sig) == 1)
 			continue;
 		if (program_action[sig].sa_handler == SIG_IGN)
 			continue;
@@ -261,6 +272,29 @@ static int signal_pending(void)
 	return 0;
 }
 
+static void on_signal(int sig, siginfo_t *info, void *context);
+
+/* Whether this thread's guest is to be met by all signals but those in `mask`, or by those that the program doesn't block. */
+static void signal_mask(int on, unsigned long mask)
+{
+	struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_RESTART};
+
+	has_run_mask = on;
+	if (!on)
+		return;
+	sigemptyset(&run_mask);
+	for (int sig = 1; sig < NSIG; sig++) {
+		if (mask >> (sig - 1) & 1) {
+			sigaddset(&run_mask, sig);
+			continue;
+		}
+		/* one that the program only waits for mustn't kill it while the guest runs */
+		if (sigismember(&program_mask, sig) == 1 && program_action[sig].sa_handler == SIG_DFL && sig != SIGBUS &&
+		    sig != SIGSEGV && sig != SIG_AGAIN)
+			NEXT(sigaction)(sig, &action, NULL);
+	}
+}
+
 /* The kernel */
 
 static int (*kernel_start)(const struct gmemu_libc *);
@@ -269,7 +303,7 @@ static void (*kernel_fork)(enum gmemu_fork);
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int started; /* 1: there; -1: can't be had */
 
-static const struct gmemu_libc libc_half = {mark_fd, watch, guest_enter, guest_exit, kernel_thread, signal_pending, open_apart};
+static const struct gmemu_libc libc_half = {mark_fd, watch, guest_enter, guest_exit, kernel_thread, signal_pending, open_apart, signal_mask};
 
 static bool start(void)
 {
@@ -832,6 +866,9 @@ static void on_signal(int sig, siginfo_t *info, void *context)
 		sigaddset(&deferred, sig);
 		nr_deferred = 1;
 		put_back(sig, info, context);
+	} else if (program_action[sig].sa_handler == SIG_DFL) {
+		die_of(sig);
+		raise(sig);
 	} else {
 		deliver(sig, info, context);
 	}

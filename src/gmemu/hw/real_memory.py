@@ -91,6 +91,9 @@ class ProcessMemory(Protocol):
     def signal_pending(self) -> bool:
         """Whether a signal waits for this thread that the program wants to hear of."""
 
+    def signal_mask(self, on: bool, mask: int) -> None:
+        """While this thread's guest runs the signals in `mask` are blocked, or those that the program blocks."""
+
 
 class _Mapping:
     """As much of a mapped file as `PhysicalMemory` uses, at an address that can be chosen."""

@@ -61,11 +61,17 @@ def vcpu_ioctl_run(vcpu: Vcpu, arg: UserPointer) -> int:
         raise rules.RUN_ARG(f"{arg!r}")
     if vcpu.machine is None:
         return _run(vcpu)
-    start_run(vcpu)
+    if vcpu.signal_mask is not None:
+        vcpu.vm.rt.set_signal_mask(vcpu.signal_mask)
     try:
-        return _run(vcpu)
+        start_run(vcpu)
+        try:
+            return _run(vcpu)
+        finally:
+            finish_run(vcpu)
     finally:
-        finish_run(vcpu)
+        if vcpu.signal_mask is not None:
+            vcpu.vm.rt.set_signal_mask(None)
 
 
 def _run(vcpu: Vcpu) -> int:

@@ -45,7 +45,7 @@ def start_run(vcpu: Vcpu) -> None:
         vcpu.write_run(_DIRTY, bytes(8))
     if vcpu.apic is None:
         cr8 = int.from_bytes(vcpu.read_run(kvm_run.OFFSETS["cr8"], 8), "little")
-        if cr8 != vcpu.sregs.cr8 and cr8 < 16:
+        if cr8 != vcpu.registers.cr8 and cr8 < 16:
             sregs = vcpu.sregs
             sregs.cr8 = cr8
             vcpu.sregs = sregs

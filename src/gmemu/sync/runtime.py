@@ -186,6 +186,13 @@ class Runtime(ABC):
     def guest_mode(self) -> AbstractContextManager[None]:
         """The vCPU runs its guest, after its task's work: other tasks may enter the kernel until the guest exits."""
 
+    def stop_guest(self, thread: int, stop: Callable[[], None]) -> None:
+        """Have `stop` called, or the like done in `thread` (threading.get_ident()), which runs a guest."""
+        stop()
+
+    def set_signal_mask(self, mask: int | None) -> None:  # noqa: B027  of signals a machine in Python has none
+        """sigset_t of signals that don't end the current task's KVM_RUN; None: those that it blocks anyway."""
+
     def task_work_run(self) -> None:
         """Do what the current task put off until it holds no lock."""
         work = self.current.work

@@ -203,6 +203,81 @@ static void memory_that_goes_away(void)
 	FAILS(EFAULT, ioctl(vcpu_fd, KVM_RUN, 0));
 }
 
+static void *looped(void *argument)
+{
+	(void)argument;
+	runner = pthread_self();
+	FAILS(EINTR, ioctl(vcpu_fd, KVM_RUN, 0));
+	return NULL;
+}
+
+/* jmp $ -- with a signal that the program blocks and has no handler for, and that KVM_SET_SIGNAL_MASK lets in */
+static void a_signal_that_only_kvm_lets_in(void)
+{
+	struct {
+		struct kvm_signal_mask head;
+		uint64_t set;
+	} __attribute__((packed)) mask = {{8}, ~0UL};
+	struct timespec no_time = {0, 0};
+	pthread_t thread;
+	sigset_t set;
+
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0xeb, 0xfe);
+	sigemptyset(&set);
+	sigaddset(&set, SIGUSR2);
+	CHECK(pthread_sigmask(SIG_BLOCK, &set, NULL) == 0);
+	mask.set &= ~(1UL << (SIGUSR2 - 1));
+	CHECK(ioctl(vcpu_fd, KVM_SET_SIGNAL_MASK, &mask) == 0);
+	/* one that waits already */
+	raise(SIGUSR2);
+	FAILS(EINTR, ioctl(vcpu_fd, KVM_RUN, 0));
+	CHECK(run->exit_reason == KVM_EXIT_INTR);
+	CHECK(sigtimedwait(&set, NULL, &no_time) == SIGUSR2, "it still waits");
+	/* one that comes while the guest runs */
+	CHECK(pthread_create(&thread, NULL, looped, NULL) == 0);
+	usleep(20000);
+	pthread_kill(thread, SIGUSR2);
+	CHECK(pthread_join(thread, NULL) == 0);
+	/* and once the mask is gone, the signal is the program's affair */
+	CHECK(ioctl(vcpu_fd, KVM_SET_SIGNAL_MASK, NULL) == 0);
+	raise(SIGUSR2);
+	run->immediate_exit = 1;
+	FAILS(EINTR, ioctl(vcpu_fd, KVM_RUN, 0));
+	CHECK(sigtimedwait(&set, NULL, &no_time) == SIGUSR2);
+}
+
+static volatile int turns, over;
+
+static void *shoot_down(void *argument)
+{
+	(void)argument;
+	while (!over) {
+		int turn = turns;
+
+		convert(gmem_fd, DATA, PAGE, PRIVATE);
+		convert(gmem_fd, DATA, PAGE, SHARED);
+		while (turns == turn && !over)
+			usleep(10);
+	}
+	return NULL;
+}
+
+/* again: inc ax; out 0x10,ax; jmp again -- while another thread has the guest stopped, at any instruction */
+static void no_instruction_is_lost(void)
+{
+	pthread_t thread;
+
+	BOOT(GMEM_MMAP | GMEM_INIT_SHARED, 0x40, 0xe7, 0x10, 0xeb, 0xfb);
+	CHECK(pthread_create(&thread, NULL, shoot_down, NULL) == 0);
+	for (unsigned i = 0x43; i < 0x43 + 500; i++) {
+		turns++;
+		expect_exit(KVM_EXIT_IO);
+		CHECK(*(uint16_t *)((char *)run + run->io.data_offset) == i, "%u", i);
+	}
+	over = 1;
+	CHECK(pthread_join(thread, NULL) == 0);
+}
+
 static const struct test tests[] = {
 	{"port_and_memory", port_and_memory},
 	{"conversion_takes_the_page_from_the_vmm", conversion_takes_the_page_from_the_vmm},
@@ -210,6 +285,8 @@ static const struct test tests[] = {
 	{"signals_interrupt", signals_interrupt},
 	{"converting_under_a_running_guest", converting_under_a_running_guest},
 	{"memory_that_goes_away", memory_that_goes_away},
+	{"a_signal_that_only_kvm_lets_in", a_signal_that_only_kvm_lets_in},
+	{"no_instruction_is_lost", no_instruction_is_lost},
 	{NULL, NULL},
 };
 

@@ -104,6 +104,7 @@ class MachineCpu(Cpu):
         self.read_tsc: Callable[[], int] = time.monotonic_ns
         self._engine: Engine | None = None
         self._gate = threading.Lock()
+        self._thread = 0
         self._in_guest = self._stepping = self._flush_wanted = self._kicked = False
         self._fault: GuestFault | NestedPageFault | None = None
         self._vector: int | None = None
@@ -162,7 +163,7 @@ class MachineCpu(Cpu):
 
     def _wait_out(self) -> None:
         while self._in_guest and self._engine is not None:
-            self._engine.stop()
+            self.rt.stop_guest(self._thread, self._engine.stop)
             time.sleep(0.00002)
 
     # Entering
@@ -172,6 +173,7 @@ class MachineCpu(Cpu):
         if self._guest is not None:
             return super().enter(completion)
         self.task = self.rt.current
+        self._thread = threading.get_ident()
         if self._engine is None:
             self._start()
         self._load_registers()
@@ -422,8 +424,11 @@ class MachineCpu(Cpu):
         except NotMemory as missing:
             return self._not_memory(missing.fault)
         insn = decode(code, env.code_bits)
-        if insn is None:
-            return self._raise(_UD, None) if error else None
+        if insn is None and error:
+            return self._raise(_UD, None)
+        if insn is None:  # a prefix of 64-bit code is an instruction in other code
+            self.engine.passing = self.linear_rip(env)
+            return None
         if insn.kind is Kind.OPENING:
             return self._pass_opening(env)
         try:
