@@ -21,7 +21,7 @@ from .blocks import ROOT
 
 PAGES = sorted((ROOT / "docs/disputes").glob("D*.md"))
 _BLOCK = re.compile(r"<!-- (explored|trace): (.*?) -->\n\n(.*?)(?=\n\n(?!\|)|\Z)", re.S)
-_COUNTS = re.compile(r"(\d+) (exits|refusals)")
+_COUNTS = re.compile(r"(\d+) (exits|calls|refusals)")
 
 
 @lru_cache

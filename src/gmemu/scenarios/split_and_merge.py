@@ -20,7 +20,7 @@ class _ThereAndBack(OneFolio):
     def tasks(self) -> None:
         self.gmem.allocate(0, self.pages * PAGE)
         steps = (lambda: self.share(1), self.write, lambda: self.convert(1))
-        self.task("vmm", lambda: [self.attempt(step) for step in steps])
+        self.task("vmm", lambda: ", then ".join(self.attempt(step) for step in steps))
         self.hold()
 
     def hold(self) -> None:
@@ -41,12 +41,12 @@ class _ThereAndBack(OneFolio):
 
     def holds(self) -> None:
         vmm = self.seen["vmm"]
-        if vmm == ["shared", "written", "converted"]:
+        if vmm == "shared, then written, then converted":
             assert self.is_large, "all of it is private, and it wasn't merged"
-        elif vmm == ["shared", "written", SPLIT_BUSY]:
+        elif vmm == f"shared, then written, then {SPLIT_BUSY}":
             assert not self.is_large, "it couldn't be merged, and is in one piece"
         else:
-            assert vmm == [SPLIT_BUSY, PRIVATE, "converted"], f"no outcome that may be: {vmm}"
+            assert vmm == f"{SPLIT_BUSY}, then {PRIVATE}, then converted", f"no outcome that may be: {vmm}"
             assert self.is_large, "it couldn't be split, and isn't in one piece"
 
 

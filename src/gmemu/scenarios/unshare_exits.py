@@ -23,7 +23,7 @@ class GuestWantsItBack(ProtectedPage):
     """A guest that asks by MEM_UNSHARE, and the VMM that runs it."""
 
     pinned: int | None = None
-    exits = refusals = 0
+    exits = conversions = refusals = 0
 
     def guest(self, cpu: GuestCpu) -> None:
         """Ask, then use the page."""
@@ -32,7 +32,7 @@ class GuestWantsItBack(ProtectedPage):
         cpu.store(0, b"secret")
 
     def run(self) -> str:
-        """The VMM: how many exits it took until the guest was done, and how many refusals."""
+        """The VMM: how many exits it took until the guest was done, how many calls to convert, and how many were refused."""
         exit_ = self.vcpu.run(self.guest)
         while exit_.reason is not ExitReason.HLT:
             if self.exits:
@@ -43,11 +43,12 @@ class GuestWantsItBack(ProtectedPage):
             else:
                 self.on_busy()
             exit_ = self.vcpu.run()
-        return f"{self.exits} exits, {self.refusals} refusals"
+        return f"{self.exits} exits, {self.conversions} calls, {self.refusals} refusals"
 
     def convert_now(self) -> None:
         """The ioctl, until it isn't refused."""
         while True:
+            self.conversions += 1
             try:
                 return self.gmem.make_private(0, PAGE)
             except ConversionRefused:
