@@ -20,7 +20,11 @@ _REFERENCE = re.compile(r"(scenario|variant|test) `([^`]+)`|\]\((disputes/[^)]+)
 
 def test_every_discussion_is_there() -> None:
     assert re.findall(r"^## ([A-Z])\.", TEXT, re.M) == list("ABCDE")
-    assert len(TABLE) == 36
+    assert len(TABLE) == 37 + 41
+
+
+def test_every_bug_is_there() -> None:
+    assert re.findall(r"\bS\d\d\b", TEXT) == [f"S{n:02}" for n in (*range(1, 15), *range(16, 43), 15)]
 
 
 @pytest.mark.parametrize(("what", "where"), TABLE, ids=[what for what, _ in TABLE])

@@ -184,7 +184,7 @@ def test_an_observer_is_told_of_what_could_fail() -> None:
         w.gmem.punch_hole(0, 8 * PAGE)
         w.gmem.allocate(0, 2 * PAGE)
     sites = {name for what, name, _ in log.points if what == "alloc"}
-    assert sites == {"gmem-attributes", "gmem-inode", "kvm", "page"}
+    assert sites == {"gmem-attributes", "gmem-bindings", "gmem-inode", "kvm", "page"}
     assert log.pages[-2:] == [("fallocate", 1), ("fallocate", 2)]
 
 

@@ -20,6 +20,7 @@ __all__ = ["ALLOCATION_SITES", "EVENT_KINDS", "call_name", "call_names", "names_
 
 ALLOCATION_SITES = (
     "gmem-attributes",
+    "gmem-bindings",
     "gmem-inode",
     "kvm",
     "page",

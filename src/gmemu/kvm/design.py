@@ -94,8 +94,10 @@ class Design(NamedTuple):
     is_page_fault_stale: Callable[[Vm, PageFault], bool]
     mapping_range: Callable[[Vm, PageFault], tuple[int, int]]
     """the guest frames [start, end) that a fault on one of them maps, all of them contiguous where they are backed"""
-    make_private: Callable[[Vm, Memslot, int, int], None]
-    """(vm, slot, gfn, pfn): a fault found a private page; the trusted entity is told before it's mapped"""
+    make_private: Callable[[Vm, GmemInode, Memslot, int, int], None]
+    """(vm, inode, slot, gfn, pfn): a fault found a page; of a private one the trusted entity is told before it's mapped"""
+    folio_mutex: Callable[[LargeFolioInode], AbstractContextManager[object]]
+    """what is held while a large folio is allocated"""
     freeze_folio: Callable[[LargeFolioInode, int, int], None]
     """(inode, first, last): a large folio is about to be split, or pages to be merged to one: nobody may hold any of it"""
     private_pages: PrivatePages
@@ -139,6 +141,7 @@ class Design(NamedTuple):
             is_page_fault_stale=is_page_fault_stale,
             mapping_range=large.map_folio if profile.conversion == "convert" else map_one_page,
             make_private=large.make_folio_private if profile.conversion == "convert" else fault.make_page_private,
+            folio_mutex=large.fault_mutex,
             freeze_folio=large.freeze_folio,
             private_pages=HoldPages() if profile.populate == "locked" else TrustGuestMemfd(),
             map_private_pfn=map_private_pfn,

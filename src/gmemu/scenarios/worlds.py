@@ -37,6 +37,7 @@ __all__ = [
     "PAGE",
     "PRIVATE",
     "SHARED",
+    "SnpFinal",
     "OneFolio",
     "OnePage",
     "ProtectedPage",
@@ -193,6 +194,19 @@ class SnpLaunch(GuestMemory):
         arch = self.kvm_vm.arch
         assert isinstance(arch, SnpVm)
         return arch
+
+
+class SnpFinal(SnpLaunch):
+    """An SNP VM whose launch is final, with two vCPUs."""
+
+    def set_up(self) -> None:
+        self.vm = self.kvm.create_vm(VmType.SNP)
+        self.vm.snp.init2()
+        self.make_memory()
+        self.vm.snp.launch_start()
+        self.vcpus = [self.vm.create_vcpu(n) for n in range(2)]
+        self.vm.snp.launch_finish()
+        self.tasks()
 
 
 class TdxLaunch(GuestMemory):

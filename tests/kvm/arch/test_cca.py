@@ -113,6 +113,18 @@ def test_a_range_ends_with_its_slot(world: CcaWorld) -> None:
     assert left.source_uaddr == realm.source.address + PAGE
 
 
+def test_what_is_measured_is_as_the_flags_say(world: CcaWorld) -> None:
+    """S41: the page's place always is, its contents only if asked for."""
+    measured = set()
+    for contents in (b"one", b"two"):
+        for measure in (False, True):
+            realm = world.realm()
+            realm.load(contents, measure=measure)
+            measured.add((measure, realm.realm.measurement))
+    assert [sum(1 for measure, _ in measured if measure is wanted) for wanted in (False, True)] == [1, 2]
+    assert len({rim for _, rim in measured}) == 3
+
+
 def test_twice_is_an_error(world: CcaWorld) -> None:
     """The page is the realm's by then, so it can't be delegated again."""
     realm = world.realm()

@@ -60,6 +60,16 @@ class TestTheFile:
         gmem.close()
         assert file.count == 0
 
+    def test_without_memory_nothing_is_stored(self, world: World) -> None:
+        """S18."""
+        vm = world.vm()
+        gmem = world.gmem(vm, 4, 0)
+        world.host.failing_allocations["gmem-bindings"] = 1
+        assert bind(vm, gmem, 0, pages=4) == "mm.page.oom"
+        assert world.gmem_file(gmem).bindings.empty(0, 4)
+        assert not world.kvm_vm(vm).memslots[0].by_id
+        assert bind(vm, gmem, 0, pages=4) == ""
+
 
 @every_profile
 class TestTheRange:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from ...kvm.guest_memfd.conversion import convert_locked
@@ -17,10 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["VARIANTS"]
 
 
-def _first_page_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
+def _first_page_private(vm: Vm, inode: GmemInode, slot: Memslot, gfn: int, pfn: int) -> None:
     """Tell the trusted entity of the folio's first page."""
-    start, _ = folio_of(slot, gfn)
-    vm.arch.make_private(start, pfn - (gfn - start), 1)
+    if inode.private_run(slot.gmem_index(gfn), 1):
+        start, _ = folio_of(slot, gfn)
+        vm.arch.make_private(start, pfn - (gfn - start), 1)
+
+
+def _nobody_waits(inode: LargeFolioInode) -> AbstractContextManager[object]:
+    """Whoever needs a folio allocates it."""
+    return nullcontext()
 
 
 def _spin(inode: LargeFolioInode, first: int, last: int) -> None:
@@ -50,6 +57,12 @@ VARIANTS = (
         "of a large folio that a guest's fault maps, only the first page is made private",
         "S24; fixed by fb50ca77b672, which passes the number of pages",
         lambda d: d._replace(make_private=_first_page_private),
+    ),
+    Variant(
+        "folio-allocated-twice",
+        "two faults on one large folio that has no memory allocate it at once",
+        f"S29; {_RFC}: hugetlb_fault_mutex_table is what prevents it",
+        lambda d: d._replace(folio_mutex=_nobody_waits),
     ),
     Variant(
         "split-spins",

@@ -13,6 +13,7 @@ from .variant import Variant
 if TYPE_CHECKING:
     from ...kvm.arch import VmArch
     from ...kvm.guest_memfd.inode import GmemInode
+    from ...kvm.memslots import Memslot
     from ...kvm.mmu import PageFault
     from ...kvm.vm import Vm
 
@@ -36,6 +37,11 @@ def _look_again_locked(vm: Vm, fault: PageFault) -> bool:
 def _unlocked(inode: GmemInode, index: int) -> AbstractContextManager[None]:
     """Nothing is held."""
     return nullcontext()
+
+
+def _shared_too(vm: Vm, inode: GmemInode, slot: Memslot, gfn: int, pfn: int) -> None:
+    """Tell the trusted entity of whatever a guest is about to get."""
+    vm.arch.make_private(gfn, pfn, 1)
 
 
 def _always(arch: VmArch) -> bool:
@@ -67,6 +73,12 @@ VARIANTS = (
         "the handler of RMP faults acts on an attribute that may have changed since it was read",
         "S05; svm/sev.c: sev_handle_rmp_fault() of two-pool kernels",
         lambda d: d._replace(handle_rmp_fault=handle_rmp_fault_unchecked),
+    ),
+    Variant(
+        "make-private-shared-too",
+        "a guest's fault makes the page that it finds private for the trusted entity, even if it's shared",
+        "S25; fixed in the in-place conversion series",
+        lambda d: d._replace(make_private=_shared_too),
     ),
     Variant(
         "prefault-before-final",

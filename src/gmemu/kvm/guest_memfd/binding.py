@@ -22,7 +22,8 @@ def kvm_gmem_bind(vm: Vm, slot: Memslot, fd: int, offset: int) -> None:
     """Bind `slot` to the guest_memfd `fd` from `offset` (bytes).  No reference is kept: the file holds the VM, not the
     other way round.
 
-    Raises EBADF, EINVAL, or for a range that is bound already EEXIST (EINVAL before it had an errno of its own).
+    Raises EBADF, EINVAL, or for a range that is bound already EEXIST (EINVAL before it had an errno of its own); ENOMEM, and
+    then nothing was stored (S18).
     """
     from .file import GmemFile
 
@@ -44,6 +45,7 @@ def kvm_gmem_bind(vm: Vm, slot: Memslot, fd: int, offset: int) -> None:
             taken = next(file.bindings.runs(start, start + slot.npages))[2]
             refused = rules.BIND_OVERLAP if vm.profile.bind_overlap_is_eexist else rules.BIND_OVERLAP_OLD
             raise refused(f"file pages {start:#x}-{start + slot.npages:#x} meet those of {taken}")
+        vm.host.allocate("gmem-bindings")
         vm.rt.writes(("slot-file", slot))
         slot.gmem_file, slot.gmem_pgoff = file, start
         if vm.profile.gmem_only_slots == "always" or (vm.profile.gmem_only_slots == "mmap" and inode.flags & 1):

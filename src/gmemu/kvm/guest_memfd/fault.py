@@ -55,9 +55,13 @@ def get_pfn_locked(file: GmemFile, slot: Memslot, index: int, count: int = 1) ->
     return folio
 
 
-def make_page_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
-    """kvm_gmem_make_private(): the trusted entity is told of the page that a fault found.  Raises what it raises."""
-    vm.arch.make_private(gfn, pfn, 1)
+def make_page_private(vm: Vm, inode: GmemInode, slot: Memslot, gfn: int, pfn: int) -> None:
+    """kvm_gmem_make_private(): if the page that a fault found is private the trusted entity is told.  Raises what it raises.
+
+    A shared one is the host's as well, and must stay out of the entity's hands (S25).
+    """
+    if inode.private_run(slot.gmem_index(gfn), 1):
+        vm.arch.make_private(gfn, pfn, 1)
 
 
 def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
@@ -76,8 +80,7 @@ def kvm_gmem_get_pfn(vm: Vm, slot: Memslot, gfn: int) -> int:
             folio = get_pfn_locked(file, slot, index)
             try:
                 mapping.clear_folio(folio)
-                if inode.private_run(index, 1):
-                    vm.host.design.make_private(vm, slot, gfn, folio.pfn)
+                vm.host.design.make_private(vm, inode, slot, gfn, folio.pfn)
             except BaseException:
                 mapping.unlock_folio(folio)
                 mapping.put_folio(folio)

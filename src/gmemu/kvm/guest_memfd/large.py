@@ -13,6 +13,7 @@ of a folio changes only under the invalidate lock and after an invalidation, so 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from ...hw.memory import PAGE_SHIFT, PAGE_SIZE
@@ -39,6 +40,7 @@ __all__ = [
     "LargeFolioInode",
     "check_creation",
     "convert",
+    "fault_mutex",
     "folio_of",
     "freeze_folio",
     "make_folio_private",
@@ -72,6 +74,7 @@ class LargeFolioInode(GmemInode):
         self.per_folio = 1 << (flags >> GUESTMEM_HUGETLB_FLAG_SHIFT) - PAGE_SHIFT
         self.large: RangeMap[bool] = RangeMap()
         self.mapping.alignment = self.per_folio
+        self.fault_mutex = host.rt.mutex("hugetlb_fault_mutex")
 
     def folios(self, start: int, end: int) -> Iterator[int]:
         """The first file page of each folio that has a page in [start, end)."""
@@ -79,11 +82,17 @@ class LargeFolioInode(GmemInode):
 
     def grab_folio(self, index: int, count: int = 1) -> Folio:
         """Memory comes for a whole folio, or not at all.  Raises ENOMEM."""
+        self.host.rt.reads(("page-cache", self.mapping, index))
         if self.mapping.pfn(index) is None:
             self._allocate(index - index % self.per_folio)
         return super().grab_folio(index, count)
 
     def _allocate(self, first: int) -> None:
+        with self.host.design.folio_mutex(self):
+            if self.mapping.pfn(first) is None:
+                self._allocate_locked(first)
+
+    def _allocate_locked(self, first: int) -> None:
         if self.mapping.memmap.nr_free < self.per_folio:
             raise mm_rules.OUT_OF_MEMORY(f"a folio of {self.per_folio} pages, {self.mapping.memmap.nr_free} free")
         at = first
@@ -157,11 +166,18 @@ def freeze_folio(inode: LargeFolioInode, first: int, last: int) -> None:
     raise rules.SPLIT_BUSY(f"the folio of {PAGE_SIZE * inode.per_folio:#x} bytes at file page {first:#x}")
 
 
-def make_folio_private(vm: Vm, slot: Memslot, gfn: int, pfn: int) -> None:
+def fault_mutex(inode: LargeFolioInode) -> AbstractContextManager[object]:
+    """hugetlb_fault_mutex_table: who allocates a folio is alone with that, so that nobody takes the last one twice (S29)."""
+    return inode.fault_mutex
+
+
+def make_folio_private(vm: Vm, inode: GmemInode, slot: Memslot, gfn: int, pfn: int) -> None:
     """kvm_gmem_make_private() for all pages of the folio that a fault found, under the folio's lock, which is its head's.
 
     The caller has the lock of `pfn`.
     """
+    if not inode.private_run(slot.gmem_index(gfn), 1):
+        return
     start, end = folio_of(slot, gfn)
     head = pfn - (gfn - start)
     if head != pfn:
