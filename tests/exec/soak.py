@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run the soak: threads that convert, touch, map and punch at random, with EAGAIN and ENOMEM on order.
+"""Run the soak: vCPU threads that convert, touch, map, punch and run a guest at random, with failures on order.
 
 python -m tests.exec.soak --seconds 600
 """
@@ -16,7 +16,11 @@ __all__ = ["ORDERS", "command"]
 
 ORDERS = (
     "ref offset=0x1000 p=0.05 seed=1 times=all during=KVM_SET_MEMORY_ATTRIBUTES2",
-    "alloc gmem-attributes p=0.02 seed=2 times=all -> ENOMEM",
+    "call KVM_SET_MEMORY_ATTRIBUTES2 p=0.02 seed=2 times=all -> EBUSY",
+    "call KVM_SET_MEMORY_ATTRIBUTES2 p=0.02 seed=3 times=all -> EAGAIN",
+    "call KVM_RUN p=0.02 seed=4 times=all -> EBUSY",
+    "call KVM_RUN p=0.02 seed=5 times=all -> EINTR",
+    "alloc gmem-attributes p=0.02 seed=6 times=all -> ENOMEM",
 )
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from errno import EAGAIN, EINTR, ENOMEM
+from errno import EAGAIN, EBUSY, EINTR, ENOMEM
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from gmemu.faults import Faults, Order
 from gmemu.faults.engine import Observer
 from gmemu.faults.language import What
 from gmemu.faults.runtime import Hung
+from gmemu.uapi.mman import MADV_DONTNEED
 
 from .world import CONVERT, PAGE, world
 
@@ -211,3 +213,39 @@ def test_orders_are_the_same_in_python() -> None:
             kvm.create_vm()
         assert faults.fired[0].order is order
         kvm.create_vm().close()
+
+
+def test_a_call_that_fails_before_it_has_done_anything() -> None:
+    with world(f"call {CONVERT} nth=2 -> EBUSY", f"call {CONVERT} nth=3 -> EINTR") as w:
+        assert [w.convert(0, 1), w.convert(1, 1), w.convert(1, 1), w.convert(1, 1)] == [0, EBUSY, EINTR, 0]
+        assert [fired.order.result for fired in w.faults.fired] == ["EBUSY", "EINTR"]
+
+
+def test_calls_that_go_on_side_by_side_are_told_apart() -> None:
+    """While a guest runs, another thread's calls begin, and end later than the first one's."""
+    with world("ref gfn=0x100 during=KVM_RUN at=page times=all") as w:
+        turns = [threading.Event() for _ in range(4)]
+
+        def guest(says: int, waits: int) -> Callable[[Any], None]:
+            def body(cpu: Any) -> None:
+                turns[says].set()
+                assert turns[waits].wait(60)
+
+            return body
+
+        vcpus = [w.vm.create_vcpu(number) for number in range(2)]
+        first = threading.Thread(target=vcpus[0].run, args=(guest(0, 1),))
+        second = threading.Thread(target=vcpus[1].run, args=(guest(2, 3),))
+        first.start()
+        assert turns[0].wait(60)
+        second.start()
+        assert turns[2].wait(60)
+        turns[1].set()
+        first.join()
+        turns[3].set()
+        second.join()
+        w.memory.madvise(MADV_DONTNEED)
+        w.memory[0] = 1  # a page is come to, and in no call
+        assert w.faults.fired == []
+        for vcpu in vcpus:
+            vcpu.close()

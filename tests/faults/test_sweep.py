@@ -37,8 +37,9 @@ def test_the_reference_vmm(arguments: list[str]) -> None:
 
 
 def test_whatever_can_be_ordered_can_be_swept() -> None:
+    """All but `call`: a call that is refused outright comes to no point where the kernel could fail."""
     for what in NAMED:
-        assert what is What.RMP or _RESULTS[what] in results_of(what)
+        assert what in (What.RMP, What.CALL) or _RESULTS[what] in results_of(what)
 
 
 def conversions(order: Order) -> bool:

@@ -158,7 +158,7 @@ class LoggedCalls:
     def _add_error(entry: dict[str, Any], error: Exception | None) -> None:
         if isinstance(error, KernelError | MemoryFault):
             entry |= {"rule": error.rule.id, "source": error.rule.source, "why": error.why}
-            if error.rule.id.startswith("gmemu."):
+            if error.rule.id.startswith("gmemu.") and not error.rule.id.startswith("gmemu.ordered."):
                 entry["lacking"] = True
             if entry["call"] == "fault" and isinstance(error, MemoryFault):
                 entry["errno"] = error.rule.signal

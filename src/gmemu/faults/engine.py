@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from random import Random
+from threading import local
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..check import check_host
@@ -15,6 +16,7 @@ from ..kvm.guest_memfd.file import GmemFile
 from ..kvm.vcpu import VcpuFile
 from ..kvm.vm import Vm, VmFile
 from ..rules import KernelError
+from ..rules import gmemu as rules
 from ..uapi.kvm import KVM_MEMORY_ENCRYPT_OP
 from ..uapi.mman import GUP_PIN_COUNTING_BIAS
 from .entities import attach_entity
@@ -29,6 +31,14 @@ if TYPE_CHECKING:
 
 _GRACE = 10_000
 """Steps that a program has to tidy up in after it was told that it hangs."""
+
+_FIRED_KEPT = 100_000
+_REFUSALS = {
+    "EAGAIN": rules.ORDERED_EAGAIN,
+    "EBUSY": rules.ORDERED_EBUSY,
+    "EINTR": rules.ORDERED_EINTR,
+    "ENOMEM": rules.ORDERED_ENOMEM,
+}
 
 __all__ = ["Call", "Faults", "Fired", "Observer"]
 
@@ -118,7 +128,7 @@ class Faults:
     """Carries out orders.  Give it to a `Host` (or to `Kvm.open`) when that is made.
 
     With `check` on, every invariant is checked when a call is over in which an order was carried out.  `step_limit` bounds
-    what a program may do; beyond it `Hung` is raised.  `fired` tells what was carried out, in order.
+    what a program may do; beyond it `Hung` is raised.  `fired` tells what was carried out first, in order.
     """
 
     def __init__(
@@ -131,7 +141,7 @@ class Faults:
         self._check, self.step_limit = check, step_limit
         self._observer = observer or Observer()
         self._standing: list[_Standing] = []
-        self._call: Call | None = None
+        self._threads = local()
         self._held: list[_Held] = []
         self.hosts: list[Host] = []
         self.at_end: Callable[[Host], None] = lambda host: None
@@ -172,6 +182,15 @@ class Faults:
         done = {id(fired.order) for fired in self.fired}
         return [standing.order for standing in self._standing if id(standing.order) not in done]
 
+    @property
+    def _call(self) -> Call | None:
+        """The call that this thread is in.  While one's guest runs, others make theirs."""
+        return getattr(self._threads, "call", None)
+
+    @_call.setter
+    def _call(self, call: Call | None) -> None:
+        self._threads.call = call
+
     # What a host does with it
 
     def runtime(self) -> FaultyRuntime:
@@ -208,6 +227,7 @@ class Faults:
         try:
             self.at_step(None)
             self._observer.call_begins(call)
+            self._refuse(call)
             self._happen(At.START, "")
             yield
         except BaseException as error:
@@ -278,6 +298,15 @@ class Faults:
         if self._standing and self._call is not None:
             self._happen(At.LOCK, name)
 
+    def _refuse(self, call: Call) -> None:
+        """Fail the call, if that was ordered."""
+        orders = [standing for standing in self._standing if standing.order.what is What.CALL]
+        fit = [standing for standing in orders if standing.order.name == call.name and self._fits(standing)]
+        fired = [standing.order for standing in fit if standing.fires()]
+        if fired:
+            self._note(fired[0], "")
+            raise _REFUSALS[fired[0].result](str(fired[0]))
+
     def _happen(self, at: At, lock: str) -> None:
         """Whatever was ordered to happen at this point of the call."""
         call = self._call
@@ -313,7 +342,8 @@ class Faults:
     def _note(self, order: Order, where: str) -> None:
         if self._call is not None:
             self._call.fired = True
-        self.fired.append(Fired(order, self._call.name if self._call else "", where))
+        if len(self.fired) < _FIRED_KEPT:
+            self.fired.append(Fired(order, self._call.name if self._call else "", where))
 
     # What happens
 

@@ -6,6 +6,7 @@ seamcall MEM_PAGE_AUG nth=2 times=3 -> OPERAND_BUSY    the second, third and fou
 alloc gmem-attributes p=0.25 seed=7 -> ENOMEM          each time with this probability
 signal during=SNP_LAUNCH_UPDATE at=page nth=3          as the third page is come to
 pin offset=0x2000 during=KVM_SET_MEMORY_ATTRIBUTES2    a device holds a page of the guest_memfd
+call KVM_RUN p=0.1 times=all -> EINTR                  one in ten
 rmp RMPUPDATE after=psp:LAUNCH_START before=KVM_RUN -> FAIL_INUSE
 """
 
@@ -45,6 +46,8 @@ class What(StrEnum):
     """a call of pKVM's hypervisor, by the host or a guest"""
     HOST = "host"
     """what the emulated host does otherwise than it ever would"""
+    CALL = "call"
+    """a system call, which fails before it has done anything"""
     SIGNAL = "signal"
     """the thread gets a signal, which is pending until its system call is over"""
     REF = "ref"
@@ -66,7 +69,7 @@ class At(StrEnum):
     """as it takes a lock"""
 
 
-NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI, What.EL2, What.HOST)
+NAMED = (What.ALLOC, What.PSP, What.RMP, What.SEAMCALL, What.TDCALL, What.RMI, What.EL2, What.HOST, What.CALL)
 """What has a name, and fails with a result; the others happen at some point of a call."""
 ON_PAGES = (What.REF, What.PIN, What.POISON)
 

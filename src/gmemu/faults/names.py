@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from errno import EAGAIN, EINVAL, ENOMEM, EPERM
+from errno import EAGAIN, EBUSY, EINTR, EINVAL, ENOMEM, EPERM
 from functools import cache
 
 from ..hw.el2.hypervisor import El2Call
@@ -52,6 +52,7 @@ def names_of(kind: str) -> tuple[str, ...]:
         "rmi": tuple(command.name for command in Rmi),
         "el2": tuple(call.name for call in El2Call),
         "host": ("RIPAS_CHANGE",),
+        "call": call_names(),
     }.get(kind, ())
 
 
@@ -70,6 +71,8 @@ def results_of(kind: str) -> Mapping[str, int]:
         return {"EPERM": EPERM, "ENOMEM": ENOMEM, "EAGAIN": EAGAIN, "EINVAL": EINVAL}
     if kind == "host":
         return {"REJECT": 1}
+    if kind == "call":
+        return {"EAGAIN": EAGAIN, "EBUSY": EBUSY, "EINTR": EINTR, "ENOMEM": ENOMEM}
     return {s.name: int(s) for s in TdxStatus if s}
 
 

@@ -128,6 +128,10 @@ class PhysicalMemory:
             watcher(address, len(data))
         self.write(address, data)
 
+    def is_own(self, pfn: int) -> bool:
+        """Whether page frame `pfn` is of the machine's memory, and not of a real process's own: here it always is."""
+        return True
+
     def kernel_read(self, address: int, length: int) -> bytes:
         """A load by the host's kernel through its own mapping of all memory.  Raises `HostAccessFault`."""
         self._kernel_access(address, length)

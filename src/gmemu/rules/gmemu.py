@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from errno import ENOTTY, EOPNOTSUPP
+from errno import EAGAIN, EBUSY, EINTR, ENOMEM, ENOTTY, EOPNOTSUPP
 
 from .base import rule
 
@@ -49,3 +49,7 @@ IOCTL = rule(
     "gmemu",
     advice="Nothing that it concerns is emulated; a VMM that can do without it will.",
 )
+ORDERED_EAGAIN = rule("gmemu.ordered.again", EAGAIN, "the call mustn't have been ordered to fail", "docs/faults.md")
+ORDERED_EBUSY = rule("gmemu.ordered.busy", EBUSY, "the call mustn't have been ordered to fail", "docs/faults.md")
+ORDERED_EINTR = rule("gmemu.ordered.interrupted", EINTR, "the call mustn't have been ordered to fail", "docs/faults.md")
+ORDERED_ENOMEM = rule("gmemu.ordered.memory", ENOMEM, "the call mustn't have been ordered to fail", "docs/faults.md")
