@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from ..exec.log import PERFETTO
 from ..exec.program import ProgramError
 from ..exec.run import host_platform, run
 from ..exec.settings import Settings
@@ -32,6 +34,8 @@ def _settings(args: Namespace) -> Settings:
         Faults(*args.inject)
     except OrderError as error:
         raise UsageError(str(error)) from error
+    if args.log and args.log.endswith(PERFETTO) and find_spec("perfetto") is None:
+        raise UsageError("a Perfetto trace needs the package perfetto: pip install 'gmemu[perfetto]'")
     return Settings(
         profile=profile,
         platform=platform,

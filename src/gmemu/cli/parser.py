@@ -261,7 +261,9 @@ def _add_exec(commands: Commands) -> None:
     )
     add_profile(run, "the kernel to emulate (default: inplace-v13)")
     run.add_argument("--platform", metavar="X", help="whose processors: amd or intel (default: as this machine's)")
-    run.add_argument("--log", metavar="FILE", help="write each call there, and the rule behind each error (.jsonl: JSON)")
+    run.add_argument(
+        "--log", metavar="FILE", help="write each call there, and why it failed (.jsonl, .pftrace: not as text)"
+    )
     run.add_argument("--explain", action="store_true", help="tell the story behind each memory fault, SIGBUS and EAGAIN")
     run.add_argument("--inject", metavar="ORDER", action="append", default=[], help="a failure on order; repeatable")
     run.add_argument("program", metavar="PROGRAM", nargs="...", help="the program and its arguments, after --")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`gmemu exec --log`: each call on the emulated kernel, with the rule behind each error, and what the kernel did meanwhile.
 
-Two forms: lines in strace's manner, and JSON Lines.  Both begin by saying that what follows is simulated.
+Three forms: lines in strace's manner, JSON Lines, and a trace for Perfetto.  All say first that what follows is simulated.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = ["JsonLog", "Log", "LoggedCalls", "NoLog", "TextLog", "open_log"]
 
 Told = Callable[[tuple[int, ...], dict[str, Any]], None]
 
+PERFETTO = (".pftrace", ".perfetto-trace")
 _HIDDEN = {"fork", "exit", "pin", "pinned"}
 
 
@@ -114,7 +115,14 @@ def _number(value: object) -> str:
 
 
 def open_log(path: str, title: dict[str, Any]) -> Log:
-    """The log at `path`: JSON Lines if its name ends in .jsonl."""
+    """The log at `path`: JSON Lines if its name ends in .jsonl, a Perfetto trace if it ends in .pftrace.
+
+    Raises `ModuleNotFoundError` if a Perfetto trace is wanted and the package isn't installed.
+    """
+    if path.endswith(PERFETTO):
+        from .perfetto import PerfettoLog
+
+        return PerfettoLog(path, title)
     return JsonLog(path, title) if path.endswith((".jsonl", ".json")) else TextLog(path, title)
 
 
@@ -132,10 +140,12 @@ class LoggedCalls:
 
         def logged(*words: int) -> int:
             kernel = self._kernel
-            entry: dict[str, Any] = {"time": round(time.monotonic() - self._start, 6), "thread": threading.get_native_id()}
+            began = time.monotonic()
+            entry: dict[str, Any] = {"time": round(began - self._start, 9), "thread": threading.get_native_id()}
             entry |= {"call": name, "args": decode.arguments(kernel, name, words)}
             kernel.failed.error = None
             result = entry["result"] = call(*words)
+            entry["took"] = round(time.monotonic() - began, 9)
             if result == kernel.NOT_OURS:
                 return result
             if name == "ioctl" and result >= 0 and words[1] >> 31 & 1:  # _IOC_READ: the argument is an answer
@@ -165,5 +175,5 @@ class LoggedCalls:
 
     def event(self, name: str, **details: Any) -> None:
         """The emulated kernel did `name`."""
-        now = round(time.monotonic() - self._start, 6)
+        now = round(time.monotonic() - self._start, 9)
         self._log.event({"time": now, "thread": threading.get_native_id(), "event": name, **details})

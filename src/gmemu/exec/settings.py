@@ -19,7 +19,7 @@ class Settings(NamedTuple):
     profile: str = DEFAULT
     platform: str = "amd"
     log: str = ""
-    """where to write each call; JSON Lines if it ends in .jsonl"""
+    """where to write each call; JSON Lines if it ends in .jsonl, a Perfetto trace if in .pftrace"""
     explain: str = ""
     """anything: tell the story behind faults on standard error"""
     inject: str = ""
