@@ -24,5 +24,5 @@ def program(compile_c: Compile) -> Path:
 
 @pytest.mark.parametrize("case", cases("guests"))
 def test_guest(case: str, program: Path, gmemu_exec: Exec) -> None:
-    done = gmemu_exec(program, case, options=OPTIONS.get(case, ()))
+    done = gmemu_exec(program, case, options=OPTIONS.get(case, ()), timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ok {case}\n", "")
