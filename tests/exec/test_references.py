@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,23 @@ def program(compile_c: Compile) -> Path:
     return compile_c("pins", str(library))
 
 
-@pytest.mark.parametrize("case", cases("pins"))
+@pytest.mark.parametrize("case", [case for case in cases("pins") if "liburing" not in case])
 def test_references(case: str, program: Path, gmemu_exec: Exec) -> None:
     done = gmemu_exec(program, case)
     if done.returncode == 77:
         pytest.skip(done.stdout.strip())
     assert (done.returncode, done.stdout, done.stderr) == (0, f"ok {case}\n", "")
+
+
+def test_liburing(compile_c: Compile, gmemu_exec: Exec) -> None:
+    try:
+        program = compile_c("pins", "-DLIBURING", "-l:liburing.so.2")
+    except subprocess.CalledProcessError:
+        pytest.skip("no liburing on this machine")
+    done = gmemu_exec(program, "ring_buffers_by_liburing")
+    if done.returncode == 77:
+        pytest.skip(done.stdout.strip())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok ring_buffers_by_liburing\n", "")
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,43 @@ static void ring_buffers(void)
 	expect_free();
 }
 
+#ifdef LIBURING /* which makes its system calls by itself: only what it's asked for can be seen */
+struct io_uring {
+	unsigned char rest[256];
+};
+int io_uring_queue_init(unsigned, struct io_uring *, unsigned);
+int io_uring_register_buffers(struct io_uring *, const struct iovec *, unsigned);
+int io_uring_register_buffers_sparse(struct io_uring *, unsigned);
+int io_uring_register_buffers_update_tag(struct io_uring *, unsigned, const struct iovec *, const __u64 *, unsigned);
+int io_uring_unregister_buffers(struct io_uring *);
+void io_uring_queue_exit(struct io_uring *);
+
+static void ring_buffers_by_liburing(void)
+{
+	struct io_uring ring;
+	struct iovec iov[2];
+
+	if (io_uring_queue_init(4, &ring, 0)) {
+		printf("skip: io_uring_queue_init() fails\n");
+		exit(77);
+	}
+	setup();
+	iov[0] = (struct iovec){at + 4 * PAGE, PAGE};
+	CHECK(io_uring_register_buffers(&ring, iov, 1) == 0);
+	expect_held(4);
+	CHECK(io_uring_unregister_buffers(&ring) == 0);
+	expect_free();
+	CHECK(io_uring_register_buffers_sparse(&ring, 2) == 0);
+	CHECK(io_uring_register_buffers_update_tag(&ring, 1, iov, NULL, 1) == 1);
+	expect_held(4);
+	iov[0] = (struct iovec){at + 5 * PAGE, PAGE};
+	CHECK(io_uring_register_buffers_update_tag(&ring, 1, iov, NULL, 1) == 1);
+	expect_held(5);
+	io_uring_queue_exit(&ring);
+	expect_free();
+}
+#endif
+
 /* VFIO's and iommufd's calls.  No device is needed: the test's own library stands below, and answers them. */
 
 struct dma_map {
@@ -320,6 +357,9 @@ static const struct test tests[] = {
 	{"splice_into_a_pipe", splice_into_a_pipe},
 	{"ring_buffers", ring_buffers},
 	{"device_mappings", device_mappings},
+#ifdef LIBURING
+	{"ring_buffers_by_liburing", ring_buffers_by_liburing},
+#endif
 	{NULL, NULL},
 };
 
