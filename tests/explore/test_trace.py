@@ -91,3 +91,14 @@ def test_kinds_go_by_the_nearest_class() -> None:
     assert kind_of(InvariantViolation("x")) is Kind.INVARIANT
     assert kind_of(AssertionError("x")) is Kind.ASSERTION
     assert kind_of(KeyError("x")) is Kind.EXCEPTION
+
+
+def test_a_page_says_that_it_is_in_a_large_folio() -> None:
+    """And of a file with many pages the first are shown."""
+    trace = record(CATALOGUE["split-and-merge"], ())
+    shown = [step.after.pages for step in trace.steps]
+    assert {len(pages) for pages in shown} == {16}
+    seen = dict.fromkeys(pages[1].attribute for pages in shown)
+    large = " in a large folio"
+    assert list(seen) == [f"private{large}", f"shared{large}", "shared", "private"]
+    assert shown[-1][1].attribute == f"private{large}"

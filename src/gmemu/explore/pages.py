@@ -10,22 +10,25 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from ..kvm.guest_memfd.large import LargeFolioInode
 from ..rangemap import RangeMap
 from ..uapi.mman import GUP_PIN_COUNTING_BIAS
 
 if TYPE_CHECKING:
+    from ..kvm.guest_memfd.inode import GmemInode
     from ..kvm.host import Host
 
 __all__ = ["Page", "page_states"]
 
 V = TypeVar("V")
 
-_MOST = 256
-"""Pages of a file that are shown: a scenario has a few."""
+_MOST = 16
+"""Pages of a file that are shown, from its beginning on: a scenario that has more, in a large folio, is about those."""
 
 
 class Page(NamedTuple):
-    """One page.  `pfn` is -1 and `refs` 0 where the file has no memory.
+    """One page.  `attribute` is ``private`` or ``shared``, and says if it's in a large folio.  Where the file has no memory
+    `pfn` is -1 and `refs` 0.
 
     `ptes`: host mappings, ``mm 0x10 rw``; `sptes`: nested ones, ``gfn 0x0 private rw``; `tlbs`: translations that a
     processor still has, ``vcpu0 gfn 0x0 rw``; `holders`: what the references are, as far as it's known, ``page cache``,
@@ -55,7 +58,8 @@ def page_states(host: Host, known: dict[int, str]) -> tuple[Page, ...]:
         for index in range(min(inode.nr_pages, _MOST)):
             pfn = inode.mapping.pfn(index)
             private = inode.attributes[index] if host.profile.in_place else _vm_attribute(host, inode, index)
-            named[f"{base}[{index:#x}]"] = (-1 if pfn is None else pfn, "private" if private else "shared")
+            attribute = ("private" if private else "shared") + _folio(inode, index)
+            named[f"{base}[{index:#x}]"] = (-1 if pfn is None else pfn, attribute)
     in_files = {pfn for pfn, _ in named.values()}
     for pfn, ptes in maps.items():
         if pfn not in in_files and pfn != host.memmap.zero_pfn:
@@ -67,7 +71,7 @@ def page_states(host: Host, known: dict[int, str]) -> tuple[Page, ...]:
     known.update((pfn, name) for name, (pfn, _) in named.items() if pfn >= 0)
     cached = {index + delta for cache in host.memmap.caches for index, delta in _each(cache.pages)}
     batched = Counter(pfn for batch in host.lru.batches().values() for pfn in batch)
-    sptes, tlbs = _sptes(host), _tlbs(host)
+    sptes, tlbs = _sptes(host, {pfn for pfn, _ in named.values()}), _tlbs(host)
     return tuple(
         Page(
             name,
@@ -84,6 +88,10 @@ def page_states(host: Host, known: dict[int, str]) -> tuple[Page, ...]:
         else Page(name, attribute=attribute)
         for name, (pfn, attribute) in named.items()
     )
+
+
+def _folio(inode: GmemInode, index: int) -> str:
+    return " in a large folio" if isinstance(inode, LargeFolioInode) and inode.large[index] else ""
 
 
 def _vm_attribute(host: Host, inode: object, index: int) -> bool:
@@ -121,12 +129,14 @@ def _maps(host: Host) -> dict[int, list[str]]:
     return found
 
 
-def _sptes(host: Host) -> dict[int, list[str]]:
-    """Page frame -> where VMs' page tables map it."""
+def _sptes(host: Host, wanted: set[int]) -> dict[int, list[str]]:
+    """Page frame, of those wanted -> where VMs' page tables map it."""
     found: dict[int, list[str]] = {}
     for number, vm in enumerate(host.vms):
         name = "" if len(host.vms) == 1 else f"vm{number} "
         for gfn, spte in _each(vm.mmu.sptes):
+            if gfn + spte.delta not in wanted:
+                continue
             kind, rw = "private" if spte.private else "shared", "rw" if spte.writable else "ro"
             found.setdefault(gfn + spte.delta, []).append(f"{name}gfn {gfn:#x} {kind} {rw}")
     return found
