@@ -467,10 +467,17 @@ class ExploredRuntime(Runtime):
         return self._domains
 
     def _mark(self, kind: str, what: object) -> Step:
-        """The step for an access that kernel code marks."""
-        parts = what if isinstance(what, tuple) else (what,)
-        pages = [part for part in parts if isinstance(part, int)]
-        thing = tuple(part if isinstance(part, str) else _Same(part) for part in parts if not isinstance(part, int))
+        """The step for an access that kernel code marks.  Objects go by identity: the step keeps them for the run."""
+        pages: list[int] = []
+        named: list[object] = []
+        for part in what if isinstance(what, tuple) else (what,):
+            if isinstance(part, str):
+                named.append(part)
+            elif isinstance(part, int):
+                pages.append(part)
+            else:
+                named.append(id(part))
+        thing = tuple(named)
         domain = self._names.get(thing)
         if domain is None:
             domain = self._names[thing] = self.new_domain()
@@ -676,21 +683,6 @@ class ExploredRuntime(Runtime):
                     thread.where.switch()
         finally:
             self._abandoning = False
-
-
-class _Same:
-    """An object as a key, by identity."""
-
-    __slots__ = ("thing",)
-
-    def __init__(self, thing: object) -> None:
-        self.thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.thing is other.thing
-
-    def __hash__(self) -> int:
-        return id(self.thing)
 
 
 _ENDED = Step("ended", None)
