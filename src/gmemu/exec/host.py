@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -17,6 +18,7 @@ from ..faults.runtime import FaultyRuntime
 from ..hw.memory import PAGE_SHIFT
 from ..hw.real_memory import ProcessMemory, RealMemory
 from ..hw.x86.engine import stop_function
+from ..kvm.clock import Tsc
 from ..kvm.design import Design
 from ..kvm.guest_memfd.conversion import ConversionError
 from ..kvm.guest_memfd.file import GmemFile
@@ -157,6 +159,19 @@ class RealProcess(Process):
         raise NotImplementedError("a real process is forked by its own kernel")
 
 
+class RealTsc(Tsc):
+    """That of the machine which this is: what RDTSC gives to the program.  Its frequency is measured since the program began
+    to use the emulated kernel."""
+
+    def __init__(self, process: ProcessMemory) -> None:
+        self._process = process
+        now, then, began = process.read_tsc()
+        self.khz = round((now - then) * 1_000_000 / max(time.monotonic_ns() - began, 1))
+
+    def read(self) -> int:
+        return self._process.read_tsc()[0]
+
+
 class RealHost(Host):
     """One machine, whose only process is the one that it runs in."""
 
@@ -189,6 +204,9 @@ class RealHost(Host):
             faults=faults,
         )
         self.references = References(self)
+
+    def new_tsc(self) -> Tsc:
+        return RealTsc(self.process_memory)
 
     def new_memory(self, size: int) -> tuple[RealMemory, Memmap]:
         memory = self.real_memory = RealMemory(size, self.process_memory)

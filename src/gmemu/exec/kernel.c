@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kernel.h"
@@ -430,6 +431,22 @@ static PyObject *signal_mask(PyObject *self, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+static unsigned long long first_tsc, first_ns;
+
+static unsigned long long tsc(void)
+{
+	unsigned int low, high;
+
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	return (unsigned long long)high << 32 | low;
+}
+
+static PyObject *read_tsc(PyObject *self, PyObject *args)
+{
+	(void)self, (void)args;
+	return Py_BuildValue("KKK", tsc(), first_tsc, first_ns);
+}
+
 static PyMethodDef methods[] = {
 	{"read", (PyCFunction)(void (*)(void))memory_read, METH_FASTCALL, NULL},
 	{"write", memory_write, METH_VARARGS, NULL},
@@ -450,6 +467,7 @@ static PyMethodDef methods[] = {
 	{"kernel_thread", kernel_thread, METH_NOARGS, NULL},
 	{"signal_pending", signal_pending, METH_NOARGS, NULL},
 	{"signal_mask", signal_mask, METH_VARARGS, NULL},
+	{"read_tsc", read_tsc, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 
@@ -612,8 +630,12 @@ static int start_kernel(void)
 
 EXPORT int gmemu_kernel_start(const struct gmemu_libc *libc)
 {
+	struct timespec now;
 	int result;
 
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	first_tsc = tsc();
+	first_ns = now.tv_sec * 1000000000ULL + now.tv_nsec;
 	libc_half = libc;
 	self_pid = getpid();
 	make_scratch();

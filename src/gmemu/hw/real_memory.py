@@ -91,6 +91,9 @@ class ProcessMemory(Protocol):
     def signal_pending(self) -> bool:
         """Whether a signal waits for this thread that the program wants to hear of."""
 
+    def read_tsc(self) -> tuple[int, int, int]:
+        """RDTSC now; and when the emulated kernel was started, with CLOCK_MONOTONIC (nanoseconds) of then."""
+
     def signal_mask(self, on: bool, mask: int) -> None:
         """While this thread's guest runs the signals in `mask` are blocked, or those that the program blocks."""
 

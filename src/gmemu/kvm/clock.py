@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .vm import Vm
 
-__all__ = ["HOST_TSC_KHZ", "MAX_GUEST_TSC_KHZ", "Clock"]
+__all__ = ["MAX_GUEST_TSC_KHZ", "Clock", "Tsc"]
 
-HOST_TSC_KHZ = 2_000_000
 MAX_GUEST_TSC_KHZ = (1 << 31) - 1
 _U64 = (1 << 64) - 1
+
+
+class Tsc:
+    """The machine's own time stamp counter."""
+
+    khz = 2_000_000
+
+    def read(self) -> int:
+        """RDTSC."""
+        return time.monotonic_ns() * self.khz // 1_000_000
 
 
 class Clock:
@@ -26,7 +35,8 @@ class Clock:
         self._synchronize(0)
 
     def _raw(self) -> int:
-        return time.monotonic_ns() * self.khz // 1_000_000
+        host = self._vm.host.tsc
+        return host.read() * self.khz // host.khz
 
     def guest_tsc(self) -> int:
         """What RDTSC gives."""

@@ -18,6 +18,7 @@ from ..mm.swap import LruBatches
 from ..profiles import DEFAULT, Profile, get, on_arm64
 from ..sync import DirectRuntime, Runtime
 from ..uapi.kvm import VmType
+from .clock import Tsc
 from .design import Design
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Host:
         self.rt = runtime or (faults.runtime() if faults is not None else DirectRuntime())
         self.design = design or Host.default_design(self.profile)
         self.seed = seed
+        self.tsc = self.new_tsc()
         self.memory, self.memmap = self.new_memory(memory)
         self.lru = LruBatches(self.memmap)
         self.vms: list[Vm] = []
@@ -92,6 +94,10 @@ class Host:
         self.init = self.new_process()
         if faults is not None:
             faults.attach(self)
+
+    def new_tsc(self) -> Tsc:
+        """The time stamp counter of the machine."""
+        return Tsc()
 
     def new_memory(self, size: int) -> tuple[PhysicalMemory, Memmap]:
         """The machine's memory, `size` bytes, and the kernel's account of it."""

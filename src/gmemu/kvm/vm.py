@@ -37,7 +37,6 @@ from ..uapi.kvm import (
 )
 from .arch import arch_class
 from .attributes import Attributes, GmemAttributes, VmAttributes, vm_ioctl_set_mem_attributes
-from .clock import HOST_TSC_KHZ
 from .dirty import clear_dirty_log, get_dirty_log
 from .eventfd import IoBus
 from .guest_memfd.binding import kvm_gmem_unbind
@@ -91,7 +90,7 @@ class Vm:
         self.user_space_msr_mask = 0
         self.msr_filter: MsrFilter | None = None
         self.guest_can_read_platform_info = True
-        self.default_tsc_khz = HOST_TSC_KHZ
+        self.default_tsc_khz = host.tsc.khz
         self.last_tsc_write: tuple[int, int] | None = None
         self.apic_bus_cycle_ns = 1
         self.vm_dead = self.vm_bugged = False

@@ -19,7 +19,7 @@ from ..uapi.kvm import (
     kvm_msi,
 )
 from ..uapi.kvm_x86 import kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2
-from .clock import HOST_TSC_KHZ, MAX_GUEST_TSC_KHZ
+from .clock import MAX_GUEST_TSC_KHZ
 from .eventfd import coalesce, uncoalesce, vm_ioeventfd, vm_irqfd
 from .irqchip import IOAPIC_PINS, ROUTE_IRQCHIP, ROUTE_MSI, IrqChip, Pit, deliver_message
 
@@ -205,9 +205,7 @@ def _set_nr_mmu_pages(vm: Vm, arg: UserPointer) -> int:
 def _get_clock(vm: Vm, arg: UserPointer) -> int:
     """kvm_vm_ioctl_get_clock(): nanoseconds of the VM, with the host's TSC and time that belong to them."""
     now = time.monotonic_ns()
-    data = kvm_clock_data(
-        clock=now + vm.clock_offset, flags=2 | 4 | 8, realtime=time.time_ns(), host_tsc=now * HOST_TSC_KHZ // 1_000_000
-    )
+    data = kvm_clock_data(clock=now + vm.clock_offset, flags=2 | 4 | 8, realtime=time.time_ns(), host_tsc=vm.host.tsc.read())
     copy_to_user(vm.rt.current.mm, arg, data)
     return 0
 
@@ -227,7 +225,7 @@ def _set_tsc_khz(vm: Vm, arg: UserPointer) -> int:
     late = bool(vm.created_vcpus) and not vm.profile.vm_tsc_after_vcpus
     if not isinstance(arg, int) or arg >= MAX_GUEST_TSC_KHZ or late:
         raise rules.TSC_KHZ(f"{arg!r} kHz, {vm.created_vcpus} vCPUs")
-    vm.default_tsc_khz = arg or HOST_TSC_KHZ
+    vm.default_tsc_khz = arg or vm.host.tsc.khz
     return 0
 
 
