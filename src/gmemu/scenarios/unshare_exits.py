@@ -10,13 +10,14 @@ from ..explore.verdict import Kind
 from ..hw.el2.hypervisor import PageState
 from ..mm.gup import get_user_pages_fast
 from ..uapi.kvm import ExitReason
+from ..uapi.kvm_arm64 import VendorHyp
 from ..uapi.mman import FOLL_LONGTERM, FOLL_PIN
 from .worlds import PAGE, ProtectedPage
 
 if TYPE_CHECKING:
     from ..hw.guest_cpu import GuestCpu
 
-__all__ = ["RemappedBeforeUnshare", "UnshareExits"]
+__all__ = ["PunchedBeforeUnshare", "RemappedBeforeUnshare", "UnshareExits"]
 
 
 class GuestWantsItBack(ProtectedPage):
@@ -106,3 +107,32 @@ class RemappedBeforeUnshare(GuestWantsItBack):
     def tasks(self) -> None:
         self.task("vmm", self.run)
         self.task("touch", lambda: self.memory[0])
+
+
+class PunchedBeforeUnshare(GuestWantsItBack):
+    """Nobody holds the page, but the VMM throws it away while the guest waits for it."""
+
+    number = 36
+    name = "punched-before-unshare"
+    question = (
+        "Is a page that is on its way back to its guest lost to it, rather than freed under it, when it's thrown away?"
+    )
+    source = "discussion A, and S11 at EL2"
+    broken_by = {}
+    holds_with = ("convert-in-vcpu-run-refuse", "unshare-by-ioctl")
+
+    def guest(self, cpu: GuestCpu) -> None:
+        """Ask, then use the page, if it's there."""
+        if not cpu.hypercall(VendorHyp.MEM_UNSHARE, 0):
+            cpu.store(0, b"secret")
+
+    def tasks(self) -> None:
+        self.task("vmm", self.run)
+        self.task("punch", lambda: self.gmem.punch_hole(0, PAGE))
+
+    def holds(self) -> None:
+        hypervisor, vm = self.host.pkvm.hypervisor, self.pkvm.hyp_vm
+        assert self.seen["punch"] is None
+        assert self.seen["vmm"] == "pkvm.fault.poisoned" or "exits" in str(self.seen["vmm"])
+        assert hypervisor.walk(vm, 0) is None, "the guest still reaches a page that left its file"
+        assert self.inode.mapping.pfn(0) is None, "the page is in the file again"
