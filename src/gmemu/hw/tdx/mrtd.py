@@ -2,8 +2,8 @@
 """MRTD and the RTMRs (TDX module ABI: TDH.MEM.PAGE.ADD, TDH.MR.EXTEND, TDG.MR.RTMR.EXTEND).
 
 MRTD is one SHA-384 over everything that was added, so pages can't be hashed side by side, and what can be saved is what
-surrounds the hashing: a page with its contents is laid out as one piece of 6272 bytes, and absorbed at once.  That takes
-a fifth of the time of hashing it.  (A second thread that lays pages out ahead costs more than it hides.)
+surrounds the hashing: pages with their contents are laid out as one piece, 6272 bytes each, and absorbed at once.  That
+takes a fifth of the time of hashing it.  (A second thread that lays pages out ahead costs more than it hides.)
 """
 
 from __future__ import annotations
@@ -24,10 +24,25 @@ _ADD = b"MEM.PAGE.ADD".ljust(16, b"\0")
 _EXTEND = b"MR.EXTEND".ljust(16, b"\0")
 _HEAD = struct.Struct("<16sQ104x")
 _CONTENTS = struct.Struct(f"{CHUNK}s" * CHUNKS)
-_PAGE = struct.Struct("<16sQ104x" + f"16sQ104x{CHUNK}s" * CHUNKS)
 _EXTENDS = struct.Struct("<" + f"16sQ104x{CHUNK}s" * CHUNKS)
-MEASURED_PAGE_SIZE = _PAGE.size
+MEASURED_PAGE_SIZE = (1 + CHUNKS) * 128 + PAGE_SIZE
 """Bytes that a page with its contents puts into MRTD."""
+
+
+class _Layout:
+    """How `pages` pages with their contents enter MRTD: parts of a name, an address and contents, of which a PAGE.ADD has
+    none.  Four pages at once take some four hundredths less than four times one page."""
+
+    def __init__(self, pages: int) -> None:
+        self.size = pages * PAGE_SIZE
+        self.names = ([_ADD] + [_EXTEND] * CHUNKS) * pages
+        each = (0, *range(0, PAGE_SIZE, CHUNK))
+        self.addresses = [page * PAGE_SIZE + address for page in range(pages) for address in each]
+        self.pack = struct.Struct("<" + ("16sQ104x0s" + f"16sQ104x{CHUNK}s" * CHUNKS) * pages).pack
+        self.contents = struct.Struct(("0s" + f"{CHUNK}s" * CHUNKS) * pages).unpack_from
+
+
+_ONE_PAGE, _FOUR_PAGES = _Layout(1), _Layout(4)
 
 
 class Row(NamedTuple):
@@ -68,14 +83,18 @@ class Mrtd:
 
     def page_add_extend(self, gpa: int, contents: bytes | memoryview) -> None:
         """TDH.MEM.PAGE.ADD and sixteen TDH.MR.EXTEND for each page of `contents` in turn, as KVM does it."""
-        pack, unpack, update = _PAGE.pack, _CONTENTS.unpack_from, self._hash.update
-        parts: list[object] = [_ADD, 0, *(_EXTEND, 0, b"") * CHUNKS]
-        for offset in range(0, len(contents), PAGE_SIZE):
-            parts[1] = gpa
-            parts[3::3] = range(gpa, gpa + PAGE_SIZE, CHUNK)
-            parts[4::3] = unpack(contents, offset)
-            update(pack(*parts))
-            gpa += PAGE_SIZE
+        update, end, at = self._hash.update, len(contents), 0
+        for layout in (_FOUR_PAGES, _ONE_PAGE):
+            pack, unpack, addresses, size = layout.pack, layout.contents, layout.addresses, layout.size
+            if at + size > end:
+                continue
+            parts: list[object] = [field for name in layout.names for field in (name, 0, b"")]
+            while at + size <= end:
+                here = gpa + at
+                parts[1::3] = [here + address for address in addresses]
+                parts[2::3] = unpack(contents, at)
+                update(pack(*parts))
+                at += size
 
     def extend_pages(self, gpa: int, contents: bytes | memoryview) -> None:
         """Sixteen TDH.MR.EXTEND for each page of `contents`, all after the pages were added: the order of two passes."""
