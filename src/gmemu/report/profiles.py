@@ -59,6 +59,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "fallocate_modes": ("bits of fallocate()'s mode that are known for any file", hex),
     "mremap_moves_many": ("mremap() moves several mappings at once", _YES_NO.__getitem__),
     "mremap_splits_locked": ("MREMAP_DONTUNMAP unlocks only what it moves", _YES_NO.__getitem__),
+    "counts_shadow_pages": ("a VM's statistics count shadow pages", _YES_NO.__getitem__),
     "vm_tsc_after_vcpus": ("KVM_SET_TSC_KHZ on a VM that has vCPUs", _YES_NO.__getitem__),
     "file_name": ("a guest_memfd's name in /proc", str),
     "snp_policy_bits": ("bits of an SNP guest's policy that KVM knows", hex),
