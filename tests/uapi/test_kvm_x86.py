@@ -22,6 +22,7 @@ SIZES = {
     "kvm_msrs": 8,
     "kvm_pit_config": 64,
     "kvm_pit_state2": 112,
+    "kvm_reinject_control": 32,
     "kvm_regs": 144,
     "kvm_segment": 24,
     "kvm_sregs": 312,

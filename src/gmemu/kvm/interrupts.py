@@ -24,6 +24,8 @@ def pending_vector(vcpu: Vcpu) -> int:
     if vcpu.interrupt >= 0:
         return vcpu.interrupt
     pic = vcpu.vm.irqchip
+    if pic is not None and pic.pit is not None:
+        pic.pit.poll()
     if pic is not None and pic.output and (vcpu.apic is None or vcpu.apic.takes_pic):
         return pic.peek()
     return vcpu.apic.pending() if vcpu.apic is not None else -1

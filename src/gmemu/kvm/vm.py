@@ -127,6 +127,8 @@ class Vm:
         for vcpu in self.vcpus:
             vcpu.destroy()
         self.io.destroy()
+        if self.irqchip is not None:
+            self.irqchip.destroy()
         self.arch.vm_destroy()
         self.host.vms.remove(self)
 

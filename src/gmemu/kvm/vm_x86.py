@@ -18,7 +18,7 @@ from ..uapi.kvm import (
     kvm_irq_routing_entry,
     kvm_msi,
 )
-from ..uapi.kvm_x86 import kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2
+from ..uapi.kvm_x86 import kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_reinject_control
 from .clock import MAX_GUEST_TSC_KHZ
 from .eventfd import coalesce, uncoalesce, vm_ioeventfd, vm_irqfd
 from .irqchip import IOAPIC_PINS, ROUTE_IRQCHIP, ROUTE_MSI, IrqChip, Pit, deliver_message
@@ -30,6 +30,7 @@ __all__ = ["IOCTLS", "create_irqchip"]
 
 _MAX_ROUTES = 4096
 _CHIPS = 3
+_HPET_LEGACY = 1
 _MSI_VALID_DEVID = 1
 _U32 = (1 << 32) - 1
 
@@ -144,7 +145,7 @@ def _create_pit2(vm: Vm, arg: UserPointer) -> int:
         raise rules.PIT_NO_IRQCHIP("KVM_CREATE_PIT2")
     if vm.irqchip.pit is not None:
         raise rules.PIT_EXISTS(f"flags {config.flags:#x}")
-    vm.irqchip.pit = Pit()
+    vm.irqchip.pit = Pit(vm)
     return 0
 
 
@@ -155,18 +156,22 @@ def _pit(vm: Vm) -> Pit:
 
 
 def _get_pit2(vm: Vm, arg: UserPointer) -> int:
-    copy_to_user(vm.rt.current.mm, arg, kvm_pit_state2(channels=_pit(vm).get_state()))
+    pit = _pit(vm)
+    copy_to_user(vm.rt.current.mm, arg, kvm_pit_state2(channels=pit.get_state(), flags=int(pit.hpet_legacy)))
     return 0
 
 
 def _set_pit2(vm: Vm, arg: UserPointer) -> int:
     state = copy_from_user(vm.rt.current.mm, kvm_pit_state2, arg)
-    _pit(vm).set_state(state.channels)
+    pit = _pit(vm)
+    pit.hpet_legacy = bool(state.flags & _HPET_LEGACY)
+    pit.set_state(state.channels)
     return 0
 
 
 def _reinject(vm: Vm, arg: UserPointer) -> int:
-    _pit(vm)
+    """kvm_vm_ioctl_reinject(): whether ticks that came before the last was taken are made good."""
+    _pit(vm).reinject = bool(copy_from_user(vm.rt.current.mm, kvm_reinject_control, arg).pit_reinject)
     return 0
 
 

@@ -56,6 +56,7 @@ __all__ = [
     "kvm_sregs2",
     "kvm_pit_config",
     "kvm_pit_state2",
+    "kvm_reinject_control",
     "kvm_irqchip",
     "kvm_translation",
     "kvm_tpr_access_ctl",
@@ -384,6 +385,13 @@ class kvm_pit_state2(Struct):
     channels: bytes = char(72)
     flags: int = u32()
     reserved: tuple[int, ...] = u32(9)
+
+
+class kvm_reinject_control(Struct):
+    """Argument of KVM_REINJECT_CONTROL."""
+
+    pit_reinject: int = u8()
+    reserved: bytes = char(31)
 
 
 class kvm_irqchip(Struct):

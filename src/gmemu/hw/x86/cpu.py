@@ -251,7 +251,7 @@ class MachineCpu(Cpu):
         """Whether an external interrupt would be taken before the next instruction."""
         if self._engine is None or self._guest is not None or self.registers.dirty & {"regs", "sregs"}:
             return bool(self.registers.regs.rflags & _IF) and not self.registers.shadow
-        if self.event is not None or self._instruction is not None or self._step is not None:
+        if self.in_instruction:
             return False
         env = self.engine.save()
         return bool(env.rflags_system & _IF) and not env.shadow
@@ -266,7 +266,8 @@ class MachineCpu(Cpu):
     @property
     def in_instruction(self) -> bool:
         """Whether an instruction is half done, or an event is on its way: nothing else may be injected."""
-        return self.event is not None or self._instruction is not None or self._step is not None
+        waits = self._instruction is not None and not self._instruction.done
+        return self.event is not None or waits or self._step is not None
 
     # Events
 
@@ -483,7 +484,7 @@ class MachineCpu(Cpu):
         if instruction is None:
             return None
         env = self.engine.save()
-        if instruction.rip not in (env.rip, -1):
+        if not instruction.done and instruction.rip != env.rip:
             return None  # user space has moved on
         try:
             exit_ = instruction.finish(self, env, completion)

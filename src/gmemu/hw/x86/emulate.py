@@ -43,6 +43,7 @@ _U32, _U64 = (1 << 32) - 1, (1 << 64) - 1
 _DF = 0x400
 _CR4_TSD, _CR4_DE, _CR4_PCE = 1 << 2, 1 << 3, 1 << 8
 _VM86 = 1 << 17
+_DONE = -1
 _MAX_INS = 1024
 """How many bytes one exit of INS asks for at most."""
 
@@ -61,6 +62,11 @@ class Instruction(NamedTuple):
     exit: Exit
     then: Callable[[MachineCpu, Env, object], Exit | None]
     answer: object = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it's over and only its exit is left, as with HLT: what comes then comes after it."""
+        return self.rip == _DONE
 
     def finish(self, cpu: MachineCpu, env: Env, completion: object) -> Exit | None:
         """Write the results and go on to the next instruction.  Raises `GuestFault` if that's KVM's answer."""
@@ -222,7 +228,7 @@ def _hlt(cpu: MachineCpu, env: Env, insn: Insn) -> Instruction:
     """It's done before the exit: what wakes the processor comes after it."""
     _retire(cpu, env, insn)
     cpu.engine.restore()
-    return Instruction(-1, Hlt(), lambda cpu, env, completion: None)
+    return Instruction(_DONE, Hlt(), lambda cpu, env, completion: None)
 
 
 def _cpuid(cpu: MachineCpu, env: Env, insn: Insn) -> Instruction:
