@@ -49,8 +49,8 @@ def test_a_static_program_that_names_kvm_isnt_started(compile_c: Compile, gmemu_
 @pytest.mark.parametrize("way", ["execvp", "vfork", "spawn"])
 def test_any_other_static_program_runs_without_kvm(compile_c: Compile, gmemu_exec: Exec, way: str) -> None:
     """Even if it finds the device's name: the real kernel refuses each ioctl on a KVM."""
-    if not Path("/dev/kvm").exists():
-        pytest.skip("this machine has no /dev/kvm that could be reached")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("this machine has no /dev/kvm that could be opened")
     done = gmemu_exec(compile_c("children"), way, _static(compile_c, "ask"), "/dev/kvm")
     assert (done.returncode, done.stdout) == (0, f"no KVM: {os.strerror(ENODEV)}\n"), done.stderr
 
