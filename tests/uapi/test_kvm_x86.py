@@ -32,6 +32,7 @@ SIZES = {
     "kvm_translation": 24,
     "kvm_vapic_addr": 8,
     "kvm_vcpu_events": 64,
+    "kvm_x86_mce": 64,
     "kvm_xcr": 16,
     "kvm_xcrs": 392,
     "kvm_xsave": 4096,
