@@ -48,6 +48,12 @@ def test_random_programs_agree(seed: int) -> None:
     assert (two.schedules, two.states) == (one.schedules, one.states)
 
 
+def test_tasks_that_are_alike() -> None:
+    build = partial(CATALOGUE["double-add"], ())
+    one, two = explore(build), explore_parallel(build, 2, alone=0, engine=Impatient)
+    assert (two[:3], two.states) == (one[:3], one.states)
+
+
 def test_the_same_violation() -> None:
     one, two = explore(philosophers(3)), explore_parallel(philosophers(3), 2, alone=0, engine=Impatient)
     assert (two.kind, two.detail, two.choices) == (one.kind, one.detail, one.choices)

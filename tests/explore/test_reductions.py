@@ -8,11 +8,12 @@ The rest is named, so that nothing is left out by oversight.
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 import pytest
 
-from gmemu.explore import Outcome, explore
+from gmemu.explore import Options, Outcome, explore
 from gmemu.scenarios import CATALOGUE
 from gmemu.scenarios.worlds import BUSY, OnePage
 
@@ -126,7 +127,7 @@ class PageEach(OnePage):
 
     def tasks(self) -> None:
         for page in range(self.pages):
-            self.task(f"convert {page}", partial(self.convert, page), group=self.group)
+            self.task(f"convert {page}", partial(self.convert, page), group=self.group, pages=(page,))
 
     def holds(self) -> None:
         assert set(self.seen.values()) <= {"converted", BUSY}
@@ -159,3 +160,75 @@ def test_like_tasks_with_a_page_each_that_meet_at_once() -> None:
 
     alike, apart = explore(build), explore(build, symmetry=False)
     assert (alike.schedules, apart.schedules) == (1, 6)
+
+
+class Pages(Program):
+    """Pages with a number in each, which tasks mark before they touch them."""
+
+    def __init__(self, seed: int, group: str) -> None:
+        super().__init__(atomics=1, locks=1)
+        rng = random.Random(seed)
+        self.content = [0] * 5
+        plan = [(rng.choice(("mine", "mine", "common", "lock", "atomic")), rng.random() < 0.5) for _ in range(3)]
+        for n in range(rng.choice((2, 2, 3))):
+            self.runtime.spawn(f"t{n}", partial(self.work, f"t{n}", n, plan), group, pages=(n,))
+        if rng.random() < 0.5:
+            self.runtime.spawn("other", rng.choice((partial(self.touch, "other", 4, rng.random() < 0.5), self.look)))
+
+    def touch(self, name: str, page: int, write: bool) -> None:
+        if write:
+            self.runtime.writes(("page", self, page))
+            self.content[page] += 1
+        else:
+            self.runtime.reads(("page", self, page))
+            self.note(name, self.content[page])
+
+    def look(self) -> None:
+        """At all pages at once."""
+        self.runtime.reads(("page", self, 0, 3))
+        self.note("other", sum(self.content[:3]))
+
+    def work(self, name: str, mine: int, plan: list[tuple[str, bool]]) -> None:
+        for what, write in plan:
+            if what == "atomic":
+                self.note(name, self.atomics[0].add(1)) if write else self.atomics[0].set(7)
+            elif what == "lock":
+                with self.locks[0]:
+                    self.touch(name, 4, write)
+            else:
+                self.touch(name, mine if what == "mine" else 4, write)
+
+    def state(self) -> object:
+        """But for who is who among the like."""
+        tasks = [(tuple(self.seen.get(f"t{n}", ())), self.content[n]) for n in range(3)]
+        return tuple(sorted(tasks)), self.content[4], tuple(self.seen.get("other", ()))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_tasks_with_a_page_each(seed: int) -> None:
+    apart = explore(partial(Pages, seed, ""), stop_at_violation=False)
+    for reduce, hashing in ((True, False), (True, True), (False, True)):
+        options = Options(reduce=reduce, hashing=hashing, stop_at_violation=False)
+        alike = explore(partial(Pages, seed, "alike"), options)
+        assert alike.outcome is apart.outcome is Outcome.EXHAUSTED
+        assert alike.states == apart.states
+        if reduce and not hashing:
+            assert alike.schedules <= apart.schedules
+
+
+def test_order_among_like_tasks_is_that_of_their_names() -> None:
+    """Each does something to its own page first, then all meet: of six orders one is run to its end, two more are begun."""
+
+    class Meet(Program):
+        def __init__(self, group: str) -> None:
+            super().__init__(atomics=1)
+            for n in range(3):
+                self.runtime.spawn(f"t{n}", partial(self.work, f"t{n}", n), group, pages=(n,))
+
+        def work(self, name: str, page: int) -> None:
+            self.runtime.writes(("page", self, page))
+            self.note(name, self.atomics[0].add(1))
+
+    apart, alike = explore(partial(Meet, "")), explore(partial(Meet, "worker"))
+    assert (apart.schedules, len(apart.states)) == (6, 6)
+    assert (alike.schedules, len(alike.states)) == (3, 1)

@@ -30,6 +30,8 @@ __all__ = ["Name", "Namer", "State", "States", "value_of"]
 Name = tuple[object, ...]
 """Of what a step is done to, the same in each run that touches it: it was there when the world was set up."""
 
+_TOUCHED = "touched"
+"""Where a state has the pages of some task's own that others have touched."""
 _RELEASES = frozenset({"release", "release-shared"})
 
 
@@ -83,15 +85,32 @@ class State(NamedTuple):
 
 
 class States:
-    """Numbers for what is observed in the runs of one search."""
+    """Numbers for what is observed in the runs of one search.
 
-    def __init__(self) -> None:
+    `groups` and `pages` are the tasks' (see `ExploredRuntime.spawn`): those who are alike begin alike, and what one does to
+    a page of its own is for another the same thing done to the page that it has in that place.
+    """
+
+    def __init__(self, groups: Sequence[str], pages: Sequence[tuple[int, ...]]) -> None:
+        self._groups, self._pages = groups, pages
+        self._owned = {page for its in pages for page in its}
         self._numbers: dict[Hashable, int] = {}
         self._bits: dict[int, int] = {}
 
-    def begin(self, tasks: int) -> State:
+    def begin(self) -> State:
         """Before the first choice."""
-        return State(tuple(self._number(("task", n)) for n in range(tasks)), (0,) * tasks, {}, {})
+        first = tuple(self._number(("task", group or n)) for n, group in enumerate(self._groups))
+        return State(first, (0,) * len(first), {}, {})
+
+    def likeness(self, state: State, task: int) -> Hashable:
+        """Equal for tasks that are alike, and still are: who have seen the same, and whose pages nobody else has touched.
+
+        `None` if the task is like no other.
+        """
+        touched: Any = state.shared.get(_TOUCHED, ())
+        if not self._groups[task] or any(page in touched for page in self._pages[task]):
+            return None
+        return self._groups[task], state.observed[task], state.before[task]
 
     def after(
         self, state: State, who: Sequence[int], what: Sequence[Step], start: int, seen: Hashable, namer: Namer
@@ -104,13 +123,25 @@ class States:
             if step.kind in _RELEASES:
                 after.release(task, step, name)
             else:
-                after.observed[task] = self._number(
-                    (after.observed[task], step.kind, name, after.see(task, step, name, seen))
-                )
+                saw = after.see(task, step, name, seen)
+                if isinstance(step.what, tuple):
+                    saw = self._by_owner(after, task, step), saw
+                after.observed[task] = self._number((after.observed[task], step.kind, name, saw))
                 after.leave(task, step, name)
                 if step.guard:
                     after.before[task] |= self._bit(after.observed[task])
         return State(tuple(after.observed), tuple(after.before), after.shared, after.behind)
+
+    def _by_owner(self, after: _Builder, task: int, step: Step) -> Hashable:
+        """Which pages a step is done to: the task's own by their place.  Others' are noted as touched."""
+        mine = self._pages[task]
+        if step.end - step.start == 1 and step.start in mine:
+            return "own", mine.index(step.start)
+        met = {page for page in self._owned if step.start <= page < step.end}
+        if met:
+            touched: Any = after.shared.get(_TOUCHED, frozenset())
+            after.shared[_TOUCHED] = touched | met
+        return step.start, step.end
 
     def key(self, state: State, more: Hashable) -> Hashable:
         """What is equal for equal states."""
@@ -157,7 +188,7 @@ class _Builder:
         if isinstance(step.what, Atomic):
             return seen
         writes: Any = self.shared.get(name, ())
-        return step.start, step.end, tuple(n for start, end, n in writes if start < step.end and step.start < end)
+        return tuple(n for start, end, n in writes if start < step.end and step.start < end)
 
     def leave(self, task: int, step: Step, name: Name) -> None:
         """What a step changes for those who come later."""

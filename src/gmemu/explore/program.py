@@ -19,7 +19,7 @@ The function sets up; what it gives `thread` runs under the scheduler; what it g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -51,12 +51,14 @@ class Program:
         """The results, for a trace."""
         return self.results
 
-    def thread(self, name: str, body: Callable[[], object], *, group: str = "") -> None:
+    def thread(self, name: str, body: Callable[[], object], *, group: str = "", pages: Iterable[int] = ()) -> None:
         """A thread of the VMM.  Its result is kept; an exception that isn't allowed is a violation.
 
-        Threads of one `group` are alike: exchanging them changes nothing but names, so one order of theirs is enough.
+        Threads of one `group` are alike: exchanging them, and the `pages` that each has for itself, changes nothing but
+        names, so one order of theirs is enough.  A page is named by whatever numbers the kernel has for it, in the same
+        order for each thread: its place in the file, user page, guest frame.
         """
-        self.runtime.spawn(name, partial(self._run, name, body), group)
+        self.runtime.spawn(name, partial(self._run, name, body), group, pages)
 
     def allow(self, name: str, *errors: type[BaseException]) -> None:
         """The thread may end with one of these; its result is then the exception."""

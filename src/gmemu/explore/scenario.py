@@ -7,7 +7,7 @@ kind of violation that it must give.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Self
 
 from ..api import Kvm
@@ -83,8 +83,9 @@ class Scenario:
     def release(self) -> None:
         """At the very end: give back what the scenario itself still holds, as a device that's unplugged does."""
 
-    def task(self, name: str, body: Callable[[], object], *, group: str = "") -> None:
-        """A task whose result (or errno rule, or SIGBUS) is kept in `seen`.  Tasks of one `group` are alike."""
+    def task(self, name: str, body: Callable[[], object], *, group: str = "", pages: Iterable[int] = ()) -> None:
+        """A task whose result (or errno rule, or SIGBUS) is kept in `seen`.  Tasks of one `group` are alike, but for the
+        `pages` that each has for itself (`ExploredRuntime.spawn`)."""
 
         def run() -> None:
             try:
@@ -94,7 +95,7 @@ class Scenario:
             except BusError as fault:
                 self.seen[name] = fault.rule.id
 
-        self.runtime.spawn(name, run, group)
+        self.runtime.spawn(name, run, group, pages)
 
     def check(self) -> None:
         """No lock held, every invariant, the scenario's own condition; then every process exits, and nothing may be left."""

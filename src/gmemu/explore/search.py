@@ -97,7 +97,9 @@ class Search:
         """schedules that the sampler has drawn, here or elsewhere"""
         if options.strategy != "exhaustive":
             self.sampler = STRATEGIES[options.strategy](options.seed)
-        self.hashes = States() if options.hashing and options.max_preemptions is None and self.sampler is None else None
+        self.remembers = options.hashing and options.max_preemptions is None and self.sampler is None
+        self.hashes: States | None = None
+        """kept if states are remembered, or if there are tasks that are alike"""
         self.visited: dict[Hashable, list[tuple[frozenset[int], frozenset[Later]]]] = {}
         """state -> what slept there when all else was done from it, and the steps that were taken then"""
         self._later_here: frozenset[Later] = frozenset()
@@ -128,6 +130,9 @@ class Search:
             self.analysis = Analysis(len(runtime.names))
         self.beyond = []
         self._grouped = self.options.symmetry and any(runtime.groups)
+        if self.hashes is None and self.sampler is None and (self.remembers or self._grouped):
+            alike, tasks = self._grouped, len(runtime.names)
+            self.hashes = States(runtime.groups if alike else [""] * tasks, runtime.pages if alike else [()] * tasks)
         if self.hashes is not None:
             self.namer = Namer(self.worlds.set_up, runtime.domains)
         known = self.path[:-1]
@@ -150,7 +155,7 @@ class Search:
         except Exception as violation:
             error = violation
         self.forced = ()
-        if self.hashes is not None and self.path:
+        if self.remembers and self.path:
             self.path[-1].after.update(self._later(task, step) for task, step in runtime.waiting)
         self.schedules += 1
         if self.sampler is not None and not self.drawn:
@@ -203,7 +208,7 @@ class Search:
                 return i
         raise NotDeterministic(f"choice {depth}: task {chosen} was to run next, and can't")
 
-    def _enabled(self, able: list[Thread]) -> dict[int, Step]:
+    def _enabled(self, able: list[Thread], state: State | None) -> dict[int, Step]:
         """Who may be chosen: all who can go on, but for one who has just yielded, and the later of those who are alike."""
         enabled = {thread.number: thread.step for thread in able}
         at = self._at - 2
@@ -213,11 +218,12 @@ class Search:
             if kind == "retry" or (kind == "resched" and self._yields(at) > 1):
                 enabled.pop(last.chosen, None)
         if self._grouped:
-            self._drop_likes(able, enabled)
+            self._drop_likes(able, enabled, state)
         return enabled
 
-    def _drop_likes(self, able: list[Thread], enabled: dict[int, Step]) -> None:
-        """Of tasks that are alike the next begins when the one before has done something, or can't."""
+    def _drop_likes(self, able: list[Thread], enabled: dict[int, Step], state: State | None) -> None:
+        """Of tasks that are alike the next begins when the one before has done something, or can't; and of those who are
+        where the others are, having seen what they have, the first is enough."""
         fresh: set[str] = set()
         for thread in able:
             if not thread.group:
@@ -227,6 +233,13 @@ class Search:
                 enabled.pop(thread.number, None)
             if begins or self.runtime.who.count(thread.number) == 1:
                 fresh.add(thread.group)
+        if state is not None and self.hashes is not None:
+            met: set[Hashable] = set()
+            for number in tuple(enabled):
+                like = self.hashes.likeness(state, number)
+                if like is not None and like in met:
+                    del enabled[number]
+                met.add(like)
 
     def _yields(self, depth: int) -> int:
         """How often the task chosen at `depth` has yielded since it began to run."""
@@ -235,7 +248,7 @@ class Search:
         return before + (node.enabled[node.chosen].kind == "resched")
 
     def _check_same(self, depth: int, node: Node, able: list[Thread]) -> None:
-        enabled = self._enabled(able)
+        enabled = self._enabled(able, node.state)
         if enabled.keys() != node.enabled.keys():
             raise NotDeterministic(f"choice {depth}: tasks {sorted(enabled)} can run, before {sorted(node.enabled)} could")
         for task, step in enabled.items():
@@ -248,17 +261,18 @@ class Search:
         depth = len(self.path)
         last = self.path[-1] if depth else None
         before = last.chosen if last is not None else -1
-        enabled = self._enabled(able)
+        state = self._state()
+        enabled = self._enabled(able, state)
         sleep: dict[int, Step] = {}
-        state = key = None
+        key: Hashable = None
         if last is not None and (last.sleep or last.done) and self.options.reduce:
             taken = last.enabled[before]
             for task in (*last.sleep, *last.done):
                 step = last.enabled.get(task) or last.sleep.get(task)
                 if step is not None and task != before and task in enabled and not step.conflicts(taken):
                     sleep[task] = step
-        if self.hashes is not None:
-            state, key = self._state(enabled)
+        if self.remembers and state is not None:
+            key = self._key(state, enabled)
             self._match(key, sleep)
         if depth < len(self.forced):
             chosen = self.forced[depth].chosen
@@ -280,19 +294,21 @@ class Search:
             node.todo = [task for task in enabled if task != chosen]
         return node
 
-    def _state(self, enabled: dict[int, Step]) -> tuple[State, Hashable]:
-        """Where the run is, and what's equal wherever it's the same.  Who has just yielded is part of that."""
-        assert self.hashes is not None
-        runtime = self.runtime
+    def _state(self) -> State | None:
+        """Where the run is, if that's kept."""
+        if self.hashes is None:
+            return None
         if not self.path:
-            state = self.hashes.begin(len(runtime.names))
-            return state, self.hashes.key(state, ())
-        last, at = self.path[-1], len(self.path) - 1
+            return self.hashes.begin()
+        last, runtime = self.path[-1], self.runtime
         assert last.state is not None
-        state = self.hashes.after(last.state, runtime.who, runtime.what, last.position, last.seen, self.namer)
-        yields = self._yields(at)
-        more = (tuple(enabled), (last.chosen, yields) if yields else None)
-        return state, self.hashes.key(state, more)
+        return self.hashes.after(last.state, runtime.who, runtime.what, last.position, last.seen, self.namer)
+
+    def _key(self, state: State, enabled: dict[int, Step]) -> Hashable:
+        """What's equal wherever the run is in the same place.  Who has just yielded is part of that."""
+        assert self.hashes is not None
+        yields = self._yields(len(self.path) - 1) if self.path else 0
+        return self.hashes.key(state, (tuple(enabled), (self.path[-1].chosen, yields) if yields else None))
 
     def _match(self, key: Hashable, sleep: dict[int, Step]) -> None:
         """Go no further if all that isn't asleep now was done from this state; what came of that may race with the path."""
@@ -320,7 +336,7 @@ class Search:
 
     def _draw(self, sampler: Sampler, able: list[Thread]) -> Node:
         """A point of choice at which nothing else is to be tried."""
-        enabled = self._enabled(able)
+        enabled = self._enabled(able, None)
         allowed = [thread for thread in able if thread.number in enabled]
         return Node(enabled, {}, allowed[sampler.pick(allowed)].number)
 
@@ -384,7 +400,7 @@ class Search:
             return True
         while len(path) > self.base:
             node = path[-1]
-            if self.hashes is not None:
+            if self.remembers:
                 node.after.add(self._later(node.chosen, node.enabled[node.chosen]))
             node.done.append(node.chosen)
             while node.todo:
@@ -398,7 +414,7 @@ class Search:
                 self._branch_position = node.position
                 return True
             path.pop()
-            if self.hashes is not None:
+            if self.remembers:
                 self._all_done(node)
         return False
 

@@ -24,8 +24,8 @@ class DoubleAdd(TdxLaunch):
     def tasks(self) -> None:
         self.memory[0] = 0x5A
         self.convert(0)
-        self.task("add", lambda: self.add(0))
-        self.task("again", lambda: self.add(1))
+        self.task("add", lambda: self.add(0), group="add")
+        self.task("again", lambda: self.add(1), group="add")
 
     def add(self, vcpu: int) -> str:
         """KVM_TDX_INIT_MEM_REGION of page 0, with memory of its own for the arguments."""

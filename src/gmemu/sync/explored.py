@@ -12,7 +12,7 @@ Outside `run`, as in a scenario's set-up, steps are taken at once and nothing is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -168,13 +168,13 @@ _NOT_BEGUN = greenlet()
 class Thread:
     """One task of the run: where it stopped, the step it waits to take, and what `current` is for it.
 
-    Tasks of one `group` are alike: exchanging them changes nothing but names.
+    Tasks of one `group` are alike: exchanging them, and the `pages` that each works on, changes nothing but names.
     """
 
-    __slots__ = ("begin", "body", "current", "group", "name", "number", "ready", "step", "where")
+    __slots__ = ("begin", "body", "current", "group", "name", "number", "pages", "ready", "step", "where")
 
-    def __init__(self, number: int, name: str, body: Callable[[], object], group: str) -> None:
-        self.number, self.name, self.body, self.group = number, name, body, group
+    def __init__(self, number: int, name: str, body: Callable[[], object], group: str, pages: tuple[int, ...] = ()) -> None:
+        self.number, self.name, self.body, self.group, self.pages = number, name, body, group, pages
         self.step = self.begin = Step("begin", name)
         self.ready: Callable[[], bool] | None = None
         self.current: Any = None
@@ -487,16 +487,17 @@ class ExploredRuntime(Runtime):
 
     # What an exploration does
 
-    def spawn(self, name: str, body: Callable[[], object], group: str = "") -> int:
+    def spawn(self, name: str, body: Callable[[], object], group: str = "", pages: Iterable[int] = ()) -> int:
         """Another task for the next `run`, like the others of its `group` if it names one.  Returns its number.
 
         Tasks are alike if exchanging them, together with what each may have for itself (a page, a descriptor), changes
-        nothing but names, in the set-up as well as in what must hold.
+        nothing but names, in the set-up as well as in what must hold.  `pages` are the numbers by which marks name the pages
+        that a task has for itself (file page, user page, guest frame), in the same order for each.
         """
         taken = {thread.name for thread in self._threads}
         if name in taken:
             name = next(f"{name}#{n}" for n in range(2, len(taken) + 3) if f"{name}#{n}" not in taken)
-        self._threads.append(Thread(len(self._threads), name, body, group))
+        self._threads.append(Thread(len(self._threads), name, body, group, tuple(pages)))
         return len(self._threads) - 1
 
     @property
@@ -518,6 +519,11 @@ class ExploredRuntime(Runtime):
     def groups(self) -> list[str]:
         """The spawned tasks' groups, by number."""
         return [thread.group for thread in self._threads]
+
+    @property
+    def pages(self) -> list[tuple[int, ...]]:
+        """The pages that the spawned tasks have for themselves, by number."""
+        return [thread.pages for thread in self._threads]
 
     @property
     def trace(self) -> list[Taken]:
