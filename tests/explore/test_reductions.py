@@ -94,7 +94,7 @@ def test_every_state_is_gone_on_from(name: str) -> None:
     assert full.schedules >= reduced.schedules
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [name for name in LARGE if name != "guest-fault"])  # that one takes seconds
 def test_whatever_some_unreduced_runs_come_to_the_reduced_search_has(name: str) -> None:
     drawn = explore(CATALOGUE[name], strategy="random", seed=1, max_schedules=25, stop_at_violation=False)
     assert drawn.states <= explore(CATALOGUE[name]).states
@@ -204,7 +204,7 @@ class Pages(Program):
         return tuple(sorted(tasks)), self.content[4], tuple(self.seen.get("other", ()))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(24))
 def test_random_tasks_with_a_page_each(seed: int) -> None:
     apart = explore(partial(Pages, seed, ""), stop_at_violation=False)
     for reduce, hashing in ((True, False), (True, True), (False, True)):

@@ -98,8 +98,9 @@ def race(analysis: Analysis, names: list[str]) -> Race | None:
 
 def _named(what: object) -> str:
     """What a step is done to, in the same words in each run: an object by its type."""
-    parts = what if isinstance(what, tuple) else (what,)
-    words = (p if isinstance(p, str) else f"{p:#x}" if isinstance(p, int) else type(p).__name__ for p in parts)
+    if not isinstance(what, tuple):
+        return "" if what is None else repr(what)
+    words = (p if isinstance(p, str) else f"{p:#x}" if isinstance(p, int) else type(p).__name__ for p in what)
     return " ".join(words)
 
 
@@ -107,7 +108,9 @@ def livelock(runtime: ExploredRuntime) -> Livelock:
     """What the tasks of a run that doesn't end go on to do."""
     recent = list(zip(runtime.who, runtime.what, strict=True))[-60:]
     loops = {task: step for task, step in recent if not step.kind.startswith("release")}
-    turns = "; ".join(f"{runtime.names[task]} goes on to {step!r}" for task, step in sorted(loops.items()))
+    turns = "; ".join(
+        f"{runtime.names[task]} goes on to {step.kind} {_named(step.what)}" for task, step in sorted(loops.items())
+    )
     return Livelock(f"each task has its turn, and none comes to an end: {turns}")
 
 

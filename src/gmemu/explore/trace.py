@@ -327,6 +327,8 @@ class _Names:
         what = step.what
         if isinstance(what, tuple):
             parts = [p if isinstance(p, str) else f"{p:#x}" if isinstance(p, int) else self._by_id[id(p)] for p in what]
+            if len(what) > 1 and isinstance(what[-1], int) and isinstance(what[-2], int):
+                parts[-2:] = [f"{what[-2]:#x}-{what[-1]:#x}"]
             return str(what[0]), " ".join(parts)
         if what is None or step.kind in ("begin", "resched", "retry"):
             return "", ""
