@@ -10,30 +10,29 @@ from ..explore.verdict import Kind
 from ..mm.gup import get_user_pages_fast
 from ..uapi.kvm import ExitReason
 from ..uapi.mman import FOLL_LONGTERM, FOLL_PIN
-from .worlds import PAGE, OnePage
+from .worlds import PAGE, GuestMemory, OnePage
 
 if TYPE_CHECKING:
+    from ..api.vcpu import Exit, Vcpu
     from ..hw.guest_cpu import GuestCpu
 
-__all__ = ["ConvertExits", "RemappedBeforeConversion"]
+__all__ = ["ConvertExits", "RemappedBeforeConversion", "RunningVmm"]
 
 
-class GuestAsks(OnePage):
-    """A guest that asks by hypercall, and the VMM that runs it."""
+class RunningVmm(GuestMemory):
+    """Of both sorts of guests that want a page to themselves: the VMM that runs one, and answers it."""
 
-    def begin(self) -> None:
-        """The page was written, and a vCPU is there."""
-        self.memory[0] = 1
-        self.host.lru.lru_add_drain_all()
-        self.vm.enable_map_gpa_range()
-        self.vcpu = self.vm.create_vcpu()
-        self.exits = self.conversions = self.refusals = 0
-        self.pinned: int | None = None
+    vcpu: Vcpu
+    pinned: int | None = None
+    exits = conversions = refusals = 0
 
     def guest(self, cpu: GuestCpu) -> None:
-        """Ask, then use the page."""
-        cpu.map_gpa_range(0, PAGE, private=True)
-        cpu.store(0, b"\2")
+        """Ask for the page, then use it."""
+        raise NotImplementedError
+
+    def answer(self, exit_: Exit) -> None:
+        """An exit before the guest is done."""
+        raise NotImplementedError
 
     def run(self) -> str:
         """The VMM: how many exits it took until the guest was done, how many calls to convert, and how many were refused."""
@@ -42,11 +41,7 @@ class GuestAsks(OnePage):
             if self.exits:
                 self.runtime.retry()
             self.exits += 1
-            if exit_.reason is ExitReason.HYPERCALL:
-                self.user_space.on_hypercall(self.convert_now, self.on_busy)
-                exit_.answer_hypercall(0)
-            else:
-                self.on_busy()
+            self.answer(exit_)
             exit_ = self.vcpu.run()
         return f"{self.exits} exits, {self.conversions} calls, {self.refusals} refusals"
 
@@ -70,6 +65,28 @@ class GuestAsks(OnePage):
         if self.pinned is not None:
             pfn, self.pinned = self.pinned, None
             self.let_go(pfn)
+
+
+class GuestAsks(OnePage, RunningVmm):
+    """A guest that asks by hypercall."""
+
+    def begin(self) -> None:
+        """The page was written, and a vCPU is there."""
+        self.memory[0] = 1
+        self.host.lru.lru_add_drain_all()
+        self.vm.enable_map_gpa_range()
+        self.vcpu = self.vm.create_vcpu()
+
+    def guest(self, cpu: GuestCpu) -> None:
+        cpu.map_gpa_range(0, PAGE, private=True)
+        cpu.store(0, b"\2")
+
+    def answer(self, exit_: Exit) -> None:
+        if exit_.reason is ExitReason.HYPERCALL:
+            self.user_space.on_hypercall(self.convert_now, self.on_busy)
+            exit_.answer_hypercall(0)
+        else:
+            self.on_busy()
 
     def holds(self) -> None:
         assert self.inode.private_run(0, 1) == 1, "the guest asked for a private page, and it isn't"

@@ -5,67 +5,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..api import ConversionRefused
 from ..explore.verdict import Kind
 from ..hw.el2.hypervisor import PageState
 from ..mm.gup import get_user_pages_fast
 from ..uapi.kvm import ExitReason
 from ..uapi.kvm_arm64 import VendorHyp
 from ..uapi.mman import FOLL_LONGTERM, FOLL_PIN
+from .convert_exits import RunningVmm
 from .worlds import PAGE, ProtectedPage
 
 if TYPE_CHECKING:
+    from ..api.vcpu import Exit
     from ..hw.guest_cpu import GuestCpu
 
 __all__ = ["PunchedBeforeUnshare", "RemappedBeforeUnshare", "UnshareExits"]
 
 
-class GuestWantsItBack(ProtectedPage):
-    """A guest that asks by MEM_UNSHARE, and the VMM that runs it."""
-
-    pinned: int | None = None
-    exits = conversions = refusals = 0
+class GuestWantsItBack(ProtectedPage, RunningVmm):
+    """A guest that asks by MEM_UNSHARE."""
 
     def guest(self, cpu: GuestCpu) -> None:
-        """Ask, then use the page."""
         cpu.convert(0, PAGE, private=True)
         assert cpu.load(0, len(self.CONTENTS)) == self.CONTENTS, "what the guest left in its page is lost"
         cpu.store(0, b"secret")
 
-    def run(self) -> str:
-        """The VMM: how many exits it took until the guest was done, how many calls to convert, and how many were refused."""
-        exit_ = self.vcpu.run(self.guest)
-        while exit_.reason is not ExitReason.HLT:
-            if self.exits:
-                self.runtime.retry()
-            self.exits += 1
-            if exit_.reason is ExitReason.UNSHARE:
-                self.user_space.on_unshare(self.convert_now, self.on_busy)
-            else:
-                self.on_busy()
-            exit_ = self.vcpu.run()
-        return f"{self.exits} exits, {self.conversions} calls, {self.refusals} refusals"
-
-    def convert_now(self) -> None:
-        """The ioctl, until it isn't refused."""
-        while True:
-            self.conversions += 1
-            try:
-                return self.gmem.make_private(0, PAGE)
-            except ConversionRefused:
-                self.refusals += 1
-                self.on_busy()
-                self.runtime.retry()
-
-    def on_busy(self) -> None:
-        """Have whoever holds the page let go of it."""
-        self.user_space.on_busy(self.unpin)
-
-    def unpin(self) -> None:
-        """VFIO_IOMMU_UNMAP_DMA, if that hasn't been done."""
-        if self.pinned is not None:
-            pfn, self.pinned = self.pinned, None
-            self.let_go(pfn)
+    def answer(self, exit_: Exit) -> None:
+        if exit_.reason is ExitReason.UNSHARE:
+            self.user_space.on_unshare(self.convert_now, self.on_busy)
+        else:
+            self.on_busy()
 
     def holds(self) -> None:
         hypervisor = self.host.pkvm.hypervisor
