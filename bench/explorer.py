@@ -110,8 +110,8 @@ def _set_up() -> Iterator[Figure]:
 
 
 def _processes() -> Figure:
-    """Wall time: two processes share what one does, unreduced."""
-    build = partial(_Toy, _increments(7), _increments(7))
+    """Wall time: two processes share what takes one some seconds, unreduced.  To start them takes a quarter of a second."""
+    build = partial(_Toy, _increments(8), _increments(8))
     ratios = []
     for _ in range(3):
         start = time.monotonic()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Counting the states of dining philosophers, beside SPIN on the same model.
 
-Eight take seconds, ten two minutes; `states_12` takes half an hour.  Without SPIN the counts are held against those that it
-gave before.
+Eight take seconds, ten two minutes; `states_12` takes twenty and more.  Without SPIN the counts are held against those
+that it gave before.
 """
 
 from __future__ import annotations

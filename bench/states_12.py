@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The states of twelve philosophers: half an hour, so it's run only when it's named."""
+"""The states of twelve philosophers: twenty minutes and more, so it's run only when it's named."""
 
 from __future__ import annotations
 
