@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from textwrap import fill
 
@@ -14,6 +15,10 @@ from gmemu.rules import catalogue
 
 settings.register_profile("gmemu", derandomize=True, deadline=None, database=None)
 settings.load_profile("gmemu")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that started us in the background has it ignored, and so would what the tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
