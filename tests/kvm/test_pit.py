@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gmemu import ExitReason
-from gmemu.kvm.irqchip import Pit
+from gmemu.kvm.pit import Pit
 from gmemu.uapi.kvm import (
     KVM_CREATE_IRQCHIP,
     KVM_CREATE_PIT2,
@@ -124,3 +124,51 @@ def test_reinject_needs_a_pit(world: World) -> None:
     vm.ioctl(KVM_CREATE_IRQCHIP)
     argument = bytearray(kvm_reinject_control(pit_reinject=1).pack())
     assert refusal(lambda: vm.ioctl(KVM_REINJECT_CONTROL, argument)) == "kvm.pit.none"
+
+
+class TestPorts:
+    """What a guest that polls the counters sees."""
+
+    @pytest.fixture
+    def pit(self, world: World) -> Pit:
+        vm = world.vm(DEFAULT)
+        vm.ioctl(KVM_CREATE_IRQCHIP)
+        vm.ioctl(KVM_CREATE_PIT2, bytearray(kvm_pit_config().pack()))
+        chip = world.kvm.host.vms[-1].irqchip
+        assert chip is not None
+        assert chip.pit is not None
+        return chip.pit
+
+    def test_a_latched_count_stays(self, pit: Pit) -> None:
+        pit.port_write(0x43, 0xB4)  # counter 2, both bytes, mode 2
+        for byte in (0x34, 0x12):
+            pit.port_write(0x42, byte)
+        pit.port_write(0x43, 0x80)
+        held = pit.channels[2].latched_count
+        pit.port_write(0x43, 0x80)
+        assert 0 < held <= 0x1234
+        assert [pit.port_read(0x42), pit.port_read(0x42)] == [held & 0xFF, held >> 8]
+        assert pit.channels[2].count_latched == 0
+
+    @pytest.mark.parametrize(("access", "count"), [(1, 0x56), (2, 0x5600), (3, 0x5656)])
+    def test_which_bytes_are_written(self, pit: Pit, access: int, count: int) -> None:
+        pit.port_write(0x43, 2 << 6 | access << 4)
+        for _ in range(2 if access == 3 else 1):
+            pit.port_write(0x42, 0x56)
+        assert pit.channels[2].count == count
+
+    @pytest.mark.parametrize(("mode", "kept"), [(0, 0), (3, 3), (5, 5), (6, 2), (7, 3)])
+    def test_the_status_tells_the_mode(self, pit: Pit, mode: int, kept: int) -> None:
+        pit.port_write(0x43, 2 << 6 | 3 << 4 | mode << 1)
+        pit.port_write(0x43, 0xE8)
+        assert (pit.port_read(0x42) or 0) & 0x7F == 3 << 4 | kept << 1
+
+    def test_the_gate_behind_the_speaker(self, pit: Pit) -> None:
+        assert (pit.port_read(0x61) or 0) & 3 == 0
+        pit.port_write(0x61, 3)
+        assert (pit.port_read(0x61) or 0) & 3 == 3
+        assert (pit.channels[2].gate, pit.channels[0].gate) == (1, 1)
+
+    def test_ports_that_are_others(self, pit: Pit) -> None:
+        assert not pit.port_write(0x44, 0)
+        assert (pit.port_read(0x43), pit.port_read(0x3F)) == (None, None)

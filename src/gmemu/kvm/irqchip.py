@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The interrupt controllers and timer of a PC that KVM emulates (arch/x86/kvm/i8259.c, ioapic.c, i8254.c, irq_comm.c)."""
+"""The interrupt controllers of a PC that KVM emulates (arch/x86/kvm/i8259.c, ioapic.c, irq_comm.c)."""
 
 from __future__ import annotations
 
-import time
-from threading import Timer
 from typing import TYPE_CHECKING
 
 from ..uapi.kvm import kvm_irq_routing_entry
 from .lapic import deliver
 
 if TYPE_CHECKING:
+    from .pit import Pit
     from .vm import Vm
 
-__all__ = ["IOAPIC_GPA", "IOAPIC_PINS", "IrqChip", "ROUTE_IRQCHIP", "ROUTE_MSI", "Pit", "deliver_message"]
+__all__ = ["IOAPIC_GPA", "IOAPIC_PINS", "IrqChip", "ROUTE_IRQCHIP", "ROUTE_MSI", "deliver_message"]
 
 IOAPIC_GPA, IOAPIC_SIZE, IOAPIC_PINS = 0xFEC00000, 0x100, 24
 ROUTE_IRQCHIP, ROUTE_MSI = 1, 2
 _MASK, _LEVEL, _REMOTE_IRR, _LOGICAL = 1 << 16, 1 << 15, 1 << 14, 1 << 11
-_PIT_HZ = 1193182
-_MIN_PERIOD_NS = 200_000
-"""min_timer_period_us"""
 _SPURIOUS = 7
 """The pin that a PIC gives when nothing waits any more."""
 
@@ -297,165 +293,3 @@ def deliver_message(vm: Vm, low: int, high: int, data: int) -> int:
     x2apic = vm.x2apic_format
     destination = low >> 12 & 0xFF | (high & 0xFFFFFF00 if x2apic else 0)
     return deliver(vm.vcpus, destination, data >> 8 & 7, data & 0xFF, logical=bool(low & 4), x2apic=x2apic)
-
-
-class Pit:
-    """The 8254: three counters that run at their rate, the speaker's gate, and the first counter's interrupt (GSI 0).
-
-    Ticks that nobody has taken are kept (KVM_REINJECT_CONTROL), or not.
-    """
-
-    def __init__(self, vm: Vm) -> None:
-        self._vm = vm
-        self.reinject = True
-        self.hpet_legacy = False
-        """whether the first counter has no interrupt, as an HPET has its line"""
-        self._expires: int | None = None
-        self._period = self._pending = 0
-        self._alarm: Timer | None = None
-        self._reload = [0x10000] * 3
-        self._started = [time.monotonic_ns()] * 3
-        self._mode = [0, 0, 0]
-        self._access = [3, 3, 3]
-        self._latched: list[int | None] = [None, None, None]
-        self._half = [0, 0, 0]
-        self._write_low = [0, 0, 0]
-        self.speaker = 0
-
-    def _count(self, channel: int) -> int:
-        ticks = (time.monotonic_ns() - self._started[channel]) * _PIT_HZ // 1_000_000_000
-        return (
-            (self._reload[channel] - ticks) % max(self._reload[channel], 1)
-            if self._mode[channel] in (2, 3)
-            else max(self._reload[channel] - ticks, 0) & 0xFFFF
-        )
-
-    def _output(self, channel: int) -> bool:
-        ticks = (time.monotonic_ns() - self._started[channel]) * _PIT_HZ // 1_000_000_000
-        reload = self._reload[channel]
-        if self._mode[channel] == 3:
-            return ticks % reload < (reload + 1) // 2
-        return ticks >= reload if self._mode[channel] in (0, 1) else True
-
-    def port_write(self, port: int, value: int) -> bool:
-        """OUT; False if the port isn't the timer's."""
-        if port == 0x61:
-            if value & 1 and not self.speaker & 1:
-                self._started[2] = time.monotonic_ns()
-            self.speaker = value & 3
-            return True
-        if not 0x40 <= port <= 0x43:
-            return False
-        if port == 0x43:
-            self._control(value)
-            return True
-        channel = port - 0x40
-        access = self._access[channel]
-        if access == 3 and not self._half[channel]:
-            self._write_low[channel], self._half[channel] = value, 1
-            return True
-        count = value << 8 | self._write_low[channel] if access == 3 else value << 8 if access == 2 else value
-        self._half[channel] = 0
-        self._reload[channel], self._started[channel] = count or 0x10000, time.monotonic_ns()
-        if channel == 0:
-            self._start_timer()
-        return True
-
-    # The interrupt
-
-    def _start_timer(self) -> None:
-        """pit_load_count() of the first counter: once, or again and again, as its mode has it."""
-        self.destroy()
-        mode, self._pending = self._mode[0], 0
-        if self.hpet_legacy or mode not in (0, 1, 2, 3, 4):
-            return
-        interval = max(self._reload[0] * 1_000_000_000 // _PIT_HZ, _MIN_PERIOD_NS)
-        self._period = interval if mode in (2, 3) else 0
-        self._arm(time.monotonic_ns() + interval)
-
-    def _arm(self, when: int) -> None:
-        self._expires = when
-        self._alarm = Timer(max(when - time.monotonic_ns(), 0) / 1e9, self._kick)
-        self._alarm.daemon = True
-        self._alarm.start()
-
-    def _kick(self) -> None:
-        if self._vm.vcpus:
-            self._vm.vcpus[0].kick()
-
-    def poll(self) -> None:
-        """pit_timer_fn() and pit_do_work(): what is due goes to the interrupt controllers, if the one before was taken."""
-        now, due, chip = time.monotonic_ns(), 0, self._vm.irqchip
-        if self._expires is not None and now >= self._expires:
-            due = 1 + (now - self._expires) // self._period if self._period else 1
-            self._pending += due
-            expires, self._expires = self._expires, None
-            if self._period:
-                self._arm(expires + due * self._period)
-        if self._pending and chip is not None and (due or not chip.pics[0].irr & 1):
-            taken = chip.set_gsi(0, True)
-            chip.set_gsi(0, False)
-            if taken < 0 or not self.reinject:
-                self._pending = 0  # masked: nobody counts on it
-            elif taken:
-                self._pending -= 1
-
-    def destroy(self) -> None:
-        """kvm_free_pit(): no tick comes any more."""
-        self._expires = None
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-
-    # State
-
-    def get_state(self) -> bytes:
-        """Three of struct kvm_pit_channel_state: count, modes, and when counting began (nanoseconds)."""
-        channels = b""
-        for i in range(3):
-            gate = self.speaker & 1 if i == 2 else 1
-            modes = bytes((self._access[i], self._mode[i], 0, gate))
-            channels += self._reload[i].to_bytes(4, "little") + bytes(8) + modes + self._started[i].to_bytes(8, "little")
-        return channels.ljust(72, b"\0")
-
-    def set_state(self, channels: bytes) -> None:
-        """The other way."""
-        for i in range(3):
-            at = 24 * i
-            self._reload[i] = int.from_bytes(channels[at : at + 4], "little") or 0x10000
-            self._access[i], self._mode[i] = channels[at + 12] or 3, channels[at + 13] & 7
-            self._started[i] = time.monotonic_ns()
-        self._start_timer()
-
-    def _control(self, value: int) -> None:
-        channel = value >> 6
-        if channel == 3:
-            for i in range(3):
-                if value >> i & 2 and not value & 0x20:
-                    self._latched[i] = self._count(i)
-        elif value >> 4 & 3 == 0:
-            self._latched[channel] = self._count(channel)
-        else:
-            mode = value >> 1 & 7
-            self._mode[channel], self._access[channel] = mode & 3 if mode > 5 else mode, value >> 4 & 3
-            self._half[channel] = 0
-            self._started[channel] = time.monotonic_ns()
-
-    def port_read(self, port: int) -> int | None:
-        """IN; None if the port isn't the timer's."""
-        if port == 0x61:
-            refresh = time.monotonic_ns() // 15_000 & 1
-            return self.speaker | refresh << 4 | (0x20 if self._output(2) else 0)
-        if not 0x40 <= port <= 0x42:
-            return None
-        channel = port - 0x40
-        latched = self._latched[channel]
-        count = self._count(channel) if latched is None else latched
-        access, half = self._access[channel], self._half[channel]
-        if access == 3:
-            self._half[channel] = half ^ 1
-            if half:
-                self._latched[channel] = None
-            return count >> 8 & 0xFF if half else count & 0xFF
-        self._latched[channel] = None
-        return count >> 8 & 0xFF if access == 2 else count & 0xFF

@@ -21,7 +21,8 @@ from ..uapi.kvm import (
 from ..uapi.kvm_x86 import kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_reinject_control
 from .clock import MAX_GUEST_TSC_KHZ
 from .eventfd import coalesce, uncoalesce, vm_ioeventfd, vm_irqfd
-from .irqchip import IOAPIC_PINS, ROUTE_IRQCHIP, ROUTE_MSI, IrqChip, Pit, deliver_message
+from .irqchip import IOAPIC_PINS, ROUTE_IRQCHIP, ROUTE_MSI, IrqChip, deliver_message
+from .pit import Pit
 
 if TYPE_CHECKING:
     from .vm import Vm

@@ -157,6 +157,11 @@ def lines(b: Bench) -> None:
             b.record(f"{name}, step {step}: gsi {gsi} level {level}", kvm_irq_level.unpack_from(memory).irq)
 
 
+def _channel(state: bytes, number: int) -> str:
+    """What struct kvm_pit_channel_state says, up to the time at which it was loaded."""
+    return state[24 * number : 24 * number + 16].hex()
+
+
 @case("interrupts", each_vm=False)
 def timer(b: Bench) -> None:
     for kind, make in KINDS.items():
@@ -166,11 +171,16 @@ def timer(b: Bench) -> None:
             name = f"{kind} and PIT" if pit else kind
             if pit:
                 vm.ioctl(KVM_CREATE_PIT2, bytearray(kvm_pit_config().pack()))
-            _call(b, f"{name}: get", vm, KVM_GET_PIT2, kvm_pit_state2())
+            state = _call(b, f"{name}: get", vm, KVM_GET_PIT2, kvm_pit_state2())
+            if state is not None:
+                b.record(f"{name}: channels at reset", [_channel(state, i) for i in range(3)])
             _call(b, f"{name}: set", vm, KVM_SET_PIT2, kvm_pit_state2())
             for count in (0, 1, 0xFFFF, 0x10000):
-                state = bytearray(kvm_pit_state2(channels=count.to_bytes(4, "little").ljust(72, b"\0")).pack())
-                b.probe(f"{name}: channel 0 counts {count:#x}", vm.ioctl, KVM_SET_PIT2, state)
+                given = bytearray(kvm_pit_state2(channels=count.to_bytes(4, "little").ljust(72, b"\0")).pack())
+                b.probe(f"{name}: channel 0 counts {count:#x}", vm.ioctl, KVM_SET_PIT2, given)
+                after = _call(b, f"{name}: get after {count:#x}", vm, KVM_GET_PIT2, kvm_pit_state2())
+                if after is not None:
+                    b.record(f"{name}: channel 0 after {count:#x}", _channel(after, 0))
             b.probe(f"{name}: get at an unmapped address", vm.ioctl, KVM_GET_PIT2, 0)
             b.probe(f"{name}: set at an unmapped address", vm.ioctl, KVM_SET_PIT2, 0)
             b.probe(f"{name}: reinject", vm.ioctl, KVM_REINJECT_CONTROL, bytearray(32))
