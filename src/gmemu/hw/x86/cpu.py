@@ -231,11 +231,15 @@ class MachineCpu(Cpu):
 
     def _check_code(self) -> None:
         """Code that the host has changed since it was translated is translated again."""
+        for page, address in self._live_code.items():
+            with self._gate:  # whoever takes memory away comes by `shoot_down` first
+                if self._flush_wanted:
+                    break
+                now = string_at(address, PAGE_SIZE)
+            if now != self._scanned[page]:
+                self._code_changed = True
         if self._flush_wanted:  # where the code was may not be memory any more; it's looked at when it's fetched again
             self._live_code.clear()
-        for page, address in self._live_code.items():
-            if string_at(address, PAGE_SIZE) != self._scanned[page]:
-                self._code_changed = True
         if self._code_changed:
             self._forget_code()
 
