@@ -43,9 +43,10 @@ _arena = st.sampled_from(range(ARENA, ARENA + ARENA_PAGES * PAGE, PAGE))
 _address = _mostly(_arena, st.builds(lambda a, o: a + o, _arena, st.sampled_from((1, 8, 2048, 4095, 4090))), 5)
 _pointer = _mostly(_address, st.sampled_from((0, 1, (1 << 47) - PAGE, 1 << 47, 1 << 63, U64 - PAGE + 1, U64)), 6)
 _length = _mostly(_some_pages, st.sampled_from((0, 1, 4095, 4097, 64 * PAGE, 1 << 24)), 5)
+# Of the far ones each is allowed by any MAXPHYADDR, or by none.
 _gpa = _mostly(
     st.sampled_from(range(0, 24 * PAGE, PAGE)),
-    st.sampled_from((1, 4095, 1 << 32, 1 << 52, (1 << 52) - PAGE, 1 << 63, U64 - PAGE + 1)),
+    st.sampled_from((1, 4095, 1 << 32, (1 << 36) - PAGE, 1 << 52, 1 << 63, U64 - PAGE + 1)),
 )
 _slot = _mostly(
     st.sampled_from(range(5)), st.sampled_from((32763, 32764, 0xFFFF, 0x10000, 0x10001, 0x20000, 1 << 31, (1 << 32) - 1))
