@@ -40,6 +40,7 @@ REASONS: dict[str, str] = {
     "x86_64/sev_init2_tests": "It's about SEV and SEV-ES, of which only SNP is emulated.",
     "x86_64/sev_migrate_tests": "It's about migration of SEV and SEV-ES guests, of which only SNP is emulated.",
     "x86_64/sev_smoke_test": ("It's about SEV and SEV-ES; of an SNP guest the memory is encrypted, and its code isn't run."),
+    "x86_64/smm_test": "System management mode isn't emulated.",
     "x86_64/smaller_maxphyaddr_emulation_test": "KVM_CAP_SMALLER_MAXPHYADDR isn't offered, as without nested paging.",
     "x86_64/ucna_injection_test": "Threshold interrupts for corrected errors are Intel's.",
     "x86_64/xapic_ipi_test": (
