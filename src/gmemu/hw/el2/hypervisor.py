@@ -179,6 +179,11 @@ class Hypervisor:
         entry = vm.entries.get(gfn)
         return Translation(entry.pfn, True) if entry is not None and entry.mapped else None
 
+    def _give(self, vm: El2Vm, gfn: int, pfn: int) -> None:
+        """The page is the guest's alone, and mapped there."""
+        self._set_host(pfn, HostEntry(PageState.NOPAGE, Owner.GUEST, vm.handle, gfn))
+        self._set_guest(vm, gfn, GuestEntry(pfn, PageState.OWNED))
+
     @staticmethod
     def _valid(vm: El2Vm, gfn: int) -> GuestEntry | int:
         """get_valid_guest_pte(): the entry, -EHWPOISON or -ENOENT.  Everything is mapped by pages, so never -E2BIG."""
@@ -186,6 +191,13 @@ class Hypervisor:
         if entry is None:
             return -ENOENT
         return -EHWPOISON if entry.poisoned else entry
+
+    def _valid_in(self, vm: El2Vm, gfn: int, guest: PageState, host: PageState) -> GuestEntry | int:
+        """The guest's entry, if the page is in these states on either side; otherwise as `_valid`, or -EPERM."""
+        found = self._valid(vm, gfn)
+        if isinstance(found, int):
+            return found
+        return found if found.state is guest and self.host_state(found.pfn) is host else -EPERM
 
     # VMs
 
@@ -286,8 +298,7 @@ class Hypervisor:
                 return -ENOMEM
             for table in vm.missing_tables(gfn):
                 vm.tables[table] = vcpu.memcache.pop()
-            self._set_host(pfn, HostEntry(PageState.NOPAGE, Owner.GUEST, vm.handle, gfn))
-            self._set_guest(vm, gfn, GuestEntry(pfn, PageState.OWNED))
+            self._give(vm, gfn, pfn)
         return 0
 
     def host_share_guest(self, pfn: int, gfn: int, vcpu: El2Vcpu) -> int:
@@ -415,8 +426,7 @@ class Hypervisor:
                 return 0
             if not found.unsharing:
                 return -EPERM
-            self._set_host(found.pfn, HostEntry(PageState.NOPAGE, Owner.GUEST, vm.handle, gfn))
-            self._set_guest(vm, gfn, GuestEntry(found.pfn, PageState.OWNED))
+            self._give(vm, gfn, found.pfn)
         return 0
 
     def is_unsharing(self, vm: El2Vm, gfn: int) -> bool:
@@ -435,11 +445,10 @@ class Hypervisor:
         if error := self._ordered(El2Call.MEM_UNSHARE, gfn):
             return error
         with self.host_lock, vm.lock:
-            found = self._valid(vm, gfn)
+            found = self._valid_in(vm, gfn, PageState.SHARED_OWNED, PageState.SHARED_BORROWED)
             if isinstance(found, int):
                 return found
-            borrowed = self.host_state(found.pfn) is PageState.SHARED_BORROWED
-            if found.state is not PageState.SHARED_OWNED or not borrowed or found.unsharing:
+            if found.unsharing:
                 return -EPERM
             self._set_guest(vm, gfn, found._replace(unsharing=True))
         return 0
@@ -452,11 +461,9 @@ class Hypervisor:
         if error := self._ordered(El2Call.MEM_SHARE, gfn):
             return error
         with self.host_lock, vm.lock:
-            found = self._valid(vm, gfn)
+            found = self._valid_in(vm, gfn, PageState.OWNED, PageState.NOPAGE)
             if isinstance(found, int):
                 return found
-            if found.state is not PageState.OWNED or self.host_state(found.pfn) is not PageState.NOPAGE:
-                return -EPERM
             self._set_guest(vm, gfn, found._replace(state=PageState.SHARED_OWNED))
             self._set_host(found.pfn, HostEntry(PageState.SHARED_BORROWED, Owner.GUEST, vm.handle, gfn))
         return 0
@@ -466,14 +473,10 @@ class Hypervisor:
         if error := self._ordered(El2Call.MEM_UNSHARE, gfn):
             return error
         with self.host_lock, vm.lock:
-            found = self._valid(vm, gfn)
+            found = self._valid_in(vm, gfn, PageState.SHARED_OWNED, PageState.SHARED_BORROWED)
             if isinstance(found, int):
                 return found
-            borrowed = self.host_state(found.pfn) is PageState.SHARED_BORROWED
-            if found.state is not PageState.SHARED_OWNED or not borrowed:
-                return -EPERM
-            self._set_host(found.pfn, HostEntry(PageState.NOPAGE, Owner.GUEST, vm.handle, gfn))
-            self._set_guest(vm, gfn, GuestEntry(found.pfn, PageState.OWNED))
+            self._give(vm, gfn, found.pfn)
         return 0
 
     # What must hold
