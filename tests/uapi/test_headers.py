@@ -48,8 +48,8 @@ RENAMED = {
 }
 # Declared as a head; C has the rest.
 HEADS = {kvm.kvm_run}
-# Whose last member has no size in C, as the kernel tells it at run time.
-OPEN_ENDED = {kvm.kvm_stats_desc}
+# Whose last member has no size in C, as the kernel tells it at run time: the bytes that it has here.
+OPEN_ENDED: dict[type[Struct], int] = {kvm.kvm_stats_desc: kvm.KVM_STATS_NAME_SIZE}
 
 ENUMS: dict[str, type[IntEnum]] = {
     "KVM_CAP_": kvm.Cap,
@@ -136,7 +136,7 @@ def test_structures(compiler: Compiler) -> None:
 
     both = [cls for cls in ALL if known(cls)]
     assert kvm.kvm_userspace_memory_region in both
-    sizes = {cls.__name__: (f"sizeof({c_type(cls)})", cls.SIZE) for cls in both if cls not in HEADS | OPEN_ENDED}
+    sizes = {cls.__name__: (f"sizeof({c_type(cls)})", cls.SIZE - OPEN_ENDED.get(cls, 0)) for cls in both if cls not in HEADS}
     offsets = {
         f"{cls.__name__}.{m}": (f"offsetof({c_type(cls)}, {c_member(cls, m)})", at)
         for cls in both
