@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from .branch import Branch
 from .engines import Engine, Processes
 from .findings import reported
 from .options import Options, Progress, Result, Watch
@@ -31,31 +32,13 @@ _AHEAD = 64
 """Parts a worker that may wait for their turn."""
 
 
-class _Above:
-    """A choice above the workers: what was tried, and what is to be."""
+class _Above(Branch):
+    """A choice above the workers."""
 
     def __init__(self, point: Point) -> None:
-        self.point = point
         self.chosen, self.done, self.todo = point.chosen, list(point.done), list(point.todo)
-
-    @property
-    def choice(self) -> Choice:
-        return Choice(self.chosen, tuple(self.done), tuple(self.todo))
-
-    def reverse(self, task: int, initials: frozenset[int]) -> None:
-        """As `Search.reverse`."""
-        known = {self.chosen, *self.done, *self.todo}
-        if known & initials:
-            return
-        enabled = self.point.enabled
-        if task in initials and task in enabled:
-            self.todo.append(task)
-            return
-        first = next((t for t in sorted(initials) if t in enabled), None)
-        if first is not None:
-            self.todo.append(first)
-        else:
-            self.todo += [t for t in enabled if t not in known]
+        self.enabled, self.sleep = point.enabled, point.sleep
+        self.preemptions, self.before = point.preemptions, point.before
 
 
 class _Tree:
@@ -109,31 +92,20 @@ class _Tree:
             above = self.path[depth]
             done = [*above.done, above.chosen]
             for task in above.todo:
-                if self._allowed(depth, task):
+                if above.allows(task, self.options.max_preemptions):
                     items.append(Item((*way[:depth], Choice(task, tuple(done)))))
                     done.append(task)
         return items
-
-    def _allowed(self, depth: int, task: int) -> bool:
-        point, most = self.path[depth].point, self.options.max_preemptions
-        if task in point.sleep:
-            return False
-        preempts = point.before >= 0 and point.before != task and point.before in point.enabled
-        return most is None or point.preemptions + preempts <= most
 
     def _backtrack(self) -> bool:
         """As `Search.backtrack`."""
         self.inner = ()
         while self.path:
-            above = self.path[-1]
-            above.done.append(above.chosen)
-            while above.todo:
-                task = above.todo.pop(0)
-                if self._allowed(len(self.path) - 1, task):
-                    above.chosen = task
-                    return True
-                if task not in above.point.sleep:
-                    self.bound = "preemptions"
+            found, left_out = self.path[-1].advance(self.options.max_preemptions)
+            if left_out:
+                self.bound = "preemptions"
+            if found:
+                return True
             self.path.pop()
         return False
 

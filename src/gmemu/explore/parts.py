@@ -97,7 +97,6 @@ def explore_part(worlds: Worlds[World], options: Options, item: Item) -> Part:
 def _points(search: Search) -> tuple[Point, ...]:
     if search.sampler is not None:
         return ()
-    path = search.path
     return tuple(
         Point(
             node.chosen,
@@ -106,8 +105,7 @@ def _points(search: Search) -> tuple[Point, ...]:
             tuple(node.enabled),
             tuple(node.sleep),
             node.preemptions,
-            path[depth - 1].chosen if depth else -1,
+            node.before,
         )
-        for depth, node in enumerate(path)
-        if depth >= search.base
+        for node in search.path[search.base :]
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from ..sync.explored import ExploredRuntime, NotDeterministic, Step, Thread
+from .branch import Branch
 from .dependence import Analysis
 from .findings import reported
 from .hashing import Name, Namer, State, States, value_of
@@ -30,28 +31,18 @@ class _Pruned(Exception):
     """Everything that could be done from here was done from elsewhere."""
 
 
-class Node:
-    """A point of choice on the current path: who could go on, who was tried, and what is left to try, in order."""
+class Node(Branch):
+    """A point of choice on the current path, with the step that each task would take there."""
 
-    __slots__ = (
-        "after",
-        "chosen",
-        "done",
-        "enabled",
-        "key",
-        "position",
-        "preemptions",
-        "seen",
-        "sleep",
-        "state",
-        "todo",
-        "yields",
-    )
+    __slots__ = ("after", "key", "position", "seen", "state", "yields")
 
-    def __init__(self, enabled: dict[int, Step], sleep: dict[int, Step], chosen: int) -> None:
-        self.enabled, self.sleep, self.chosen = enabled, sleep, chosen
-        self.todo: list[int] = []
-        self.done: list[int] = []
+    enabled: dict[int, Step]
+    sleep: dict[int, Step]
+
+    def __init__(self, enabled: dict[int, Step], sleep: dict[int, Step], chosen: int, before: int = -1) -> None:
+        self.enabled, self.sleep, self.chosen, self.before = enabled, sleep, chosen, before
+        self.todo = []
+        self.done = []
         self.position = 0
         self.preemptions = 0
         self.yields = 0
@@ -115,6 +106,7 @@ class Search:
         """what it would have tried there (depth, task, initials)"""
         self.runtime: ExploredRuntime
         self._at = 0
+        self._branch_position = 0
         self._grouped = False
 
     @property
@@ -282,10 +274,10 @@ class Search:
             chosen = next((task for task in enabled if task not in sleep), -1)
             if chosen < 0:
                 raise _Pruned
-        node = Node(enabled, sleep, chosen)
+        node = Node(enabled, sleep, chosen, before)
         node.state, node.key = state, key
         if last is not None:
-            node.preemptions = last.preemptions + self._is_preemption(depth - 1, before)
+            node.preemptions = last.preemptions + last.preempts(before)
             if last.yields or last.enabled[before].kind == "resched":
                 node.yields = self._yields(depth - 1)
         if depth < len(self.forced):
@@ -340,11 +332,6 @@ class Search:
         allowed = [thread for thread in able if thread.number in enabled]
         return Node(enabled, {}, allowed[sampler.pick(allowed)].number)
 
-    def _is_preemption(self, depth: int, task: int) -> bool:
-        """Whether choosing `task` at `depth` makes one wait that could have gone on."""
-        before = self.path[depth - 1] if depth else None
-        return before is not None and before.chosen != task and before.chosen in self.path[depth].enabled
-
     def _take_turns(self, able: list[Thread]) -> int:
         """The run is too long: give everybody a turn.  If it ends then, somebody waited for a task that had none."""
         self.bound = "depth"
@@ -380,18 +367,7 @@ class Search:
             if asked not in self.wanted:
                 self.wanted.append(asked)
             return
-        node = self.path[depth]
-        if node.chosen in initials or any(t in initials for t in node.done) or any(t in initials for t in node.todo):
-            return
-        if task in initials and task in node.enabled:
-            node.todo.append(task)
-            return
-        first = next((t for t in sorted(initials) if t in node.enabled), None)
-        if first is not None:
-            node.todo.append(first)
-        else:
-            known = {node.chosen, *node.done, *node.todo}
-            node.todo += [t for t in node.enabled if t not in known]
+        self.path[depth].reverse(task, initials)
 
     def backtrack(self) -> bool:
         """Go to the deepest point with something left to try.  False: nothing is left anywhere."""
@@ -402,15 +378,10 @@ class Search:
             node = path[-1]
             if self.remembers:
                 node.after.add(self._later(node.chosen, node.enabled[node.chosen]))
-            node.done.append(node.chosen)
-            while node.todo:
-                task = node.todo.pop(0)
-                if task in node.sleep:
-                    continue
-                if most is not None and node.preemptions + self._is_preemption(len(path) - 1, task) > most:
-                    self.bound = "preemptions"
-                    continue
-                node.chosen = task
+            found, left_out = node.advance(most)
+            if left_out:
+                self.bound = "preemptions"
+            if found:
                 self._branch_position = node.position
                 return True
             path.pop()
@@ -424,12 +395,10 @@ class Search:
         if self.path:
             self.path[-1].after |= after
 
-    _branch_position = 0
-
     @property
     def frontier(self) -> Frontier:
         """The path that is next."""
-        return tuple(Choice(node.chosen, tuple(node.done), tuple(node.todo)) for node in self.path)
+        return tuple(node.choice for node in self.path)
 
     @property
     def orders(self) -> Orders:
