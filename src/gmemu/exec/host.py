@@ -155,9 +155,6 @@ class RealProcess(Process):
         self._process.mark_fd(fd, False)
         super().close(fd)
 
-    def fork(self) -> Process:
-        raise NotImplementedError("a real process is forked by its own kernel")
-
 
 class RealTsc(Tsc):
     """That of the machine which this is: what RDTSC gives to the program.  Its frequency is measured since the program began

@@ -592,7 +592,6 @@ static int start_python(void)
 	PyConfig config;
 	PyStatus status;
 
-	PyImport_AppendInittab("_gmemu_exec", make_module);
 	PyConfig_InitIsolatedConfig(&config);
 	config.site_import = 0; /* the search path is given, and nothing of a site's start-up files is wanted here */
 	config.install_signal_handlers = 0;
@@ -612,12 +611,13 @@ static int start_python(void)
 
 static int start_kernel(void)
 {
-	PyObject *kernel = PyImport_ImportModule("gmemu.exec.kernel"), *start, *object;
+	PyObject *kernel = PyImport_ImportModule("gmemu.exec.kernel"), *start, *real, *object;
 
 	if (!kernel)
 		return complain("gmemu.exec.kernel can't be imported");
 	start = PyObject_GetAttrString(kernel, "start");
-	object = start ? PyObject_CallNoArgs(start) : NULL;
+	real = make_module();
+	object = start && real ? PyObject_CallOneArg(start, real) : NULL;
 	if (!object)
 		return complain("the emulated kernel doesn't start");
 	for (int i = 0; i < GMEMU_NR_CALLS; i++) {

@@ -323,14 +323,12 @@ class ExecKernel:
         return 0
 
 
-def start() -> ExecKernel | LoggedCalls:
-    """The emulated machine, as `gmemu exec` ordered it (environment)."""
-    import _gmemu_exec  # type: ignore[import-not-found]
-
+def start(real: ProcessMemory) -> ExecKernel | LoggedCalls:
+    """The emulated machine, as `gmemu exec` ordered it (environment), in the process that `real` is of."""
     settings = Settings.from_environment(os.environ)
     if settings.plugin:
         import_module(settings.plugin)
-    kernel = ExecKernel(settings, _gmemu_exec)
+    kernel = ExecKernel(settings, real)
     if not settings.log and not settings.explain:
         return kernel
     title = {

@@ -12,10 +12,11 @@ import mmap
 import os
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 from ..rangemap import RangeMap
 
-__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "HostStage2Fault", "PhysicalMemory", "noise"]
+__all__ = ["PAGE_SHIFT", "PAGE_SIZE", "HostAccessFault", "HostStage2Fault", "MappedFile", "PhysicalMemory", "noise"]
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -47,6 +48,22 @@ def noise(pfn: int, key: int) -> bytes:
     return _keystream(pfn, key).to_bytes(PAGE_SIZE, "little")
 
 
+class MappedFile(Protocol):
+    """As much of a file in this process's address space as `PhysicalMemory` uses.  Offsets and lengths are in bytes."""
+
+    def __getitem__(self, where: slice, /) -> bytes:
+        """The bytes there."""
+
+    def __setitem__(self, where: slice, data: bytes | bytearray | memoryview, /) -> None:
+        """As many others instead."""
+
+    def madvise(self, option: int, start: int, length: int, /) -> None:
+        """madvise() on a part."""
+
+    def close(self) -> None:
+        """Unmap it."""
+
+
 class PhysicalMemory:
     """`size` bytes of physical address space.  What was never written costs nothing and reads as zero."""
 
@@ -64,8 +81,9 @@ class PhysicalMemory:
         self.watchers: list[Callable[[int, int], None]] = []
         """Told of each store by the host's software: physical address, length (bytes)."""
 
-    def _map(self) -> mmap.mmap:
-        return mmap.mmap(self.fd, self.size)
+    def _map(self) -> MappedFile:
+        self._mmap = mmap.mmap(self.fd, self.size)
+        return self._mmap
 
     def close(self) -> None:
         """Give the memory back."""
@@ -77,12 +95,12 @@ class PhysicalMemory:
         """Where in this process's address space physical address 0 is."""
         import ctypes
 
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._mmap))
 
     @property
     def view(self) -> memoryview:
         """The plaintext of everything, whoever owns it.  Release it before `close`."""
-        return memoryview(self._bytes)
+        return memoryview(self._mmap)
 
     def resident_bytes(self) -> int:
         """How many bytes the pages that were touched take on this machine."""

@@ -132,14 +132,14 @@ class RealMemory(PhysicalMemory):
         super().__init__(size)
         self.fd = out_of_the_way(self.fd)
 
-    def _map(self) -> _Mapping:  # type: ignore[override]
-        mapping = _Mapping(self.process, self.fd, self.size)
-        self.base = mapping.address
-        return mapping
+    def _map(self) -> _Mapping:
+        self._mapping = _Mapping(self.process, self.fd, self.size)
+        self.base = self._mapping.address
+        return self._mapping
 
     @property
     def view(self) -> memoryview:
-        return self._bytes.view[:]  # type: ignore[attr-defined, no-any-return]
+        return self._mapping.view[:]
 
     def is_own(self, pfn: int) -> bool:
         """Whether page frame `pfn` is of the machine's memory, and not of the program's."""

@@ -263,13 +263,12 @@ class RealAddressSpace(AddressSpace):
         """As the other.  Only get_user_pages makes entries here: where there are none, no guest has a page by them."""
         if not self.ptes.empty(start, end):
             super().unmap_file_pages(vma, start, end)
-        file = vma.file
-        if file is not None and file.gate is not None:
+        if _gate(vma) is not None:
             self._deny(vma, start, end)
 
     def refresh(self, vma: Vma, start: int, end: int) -> None:
         """Let the process touch those of virtual pages [start, end) that it may, and no others."""
-        gate = vma.file.gate if vma.file is not None else None
+        gate = _gate(vma)
         if gate is None:
             return
         shift = vma.pgoff - vma.start
@@ -326,15 +325,16 @@ class RealAddressSpace(AddressSpace):
 
     def _map_present(self, vma: Vma, start: int, end: int) -> None:
         """Map those of registered pages [start, end) that the process may touch."""
-        shift = vma.pgoff - vma.start
-        for s, e, private in vma.file.gate.spans(start + shift, end + shift):  # type: ignore[union-attr]
+        shift, gate = vma.pgoff - vma.start, _gate(vma)
+        assert gate is not None
+        for s, e, private in gate.spans(start + shift, end + shift):
             if not private:
                 self._map_shared(vma, s - shift, e - shift)
 
     def _map_shared(self, vma: Vma, start: int, end: int) -> None:
         """Map registered pages [start, end), all of them shared."""
         if start < end:
-            offset = vma.mapping.first_pfn + vma.pgoff - vma.start + start << PAGE_SHIFT  # type: ignore[union-attr]
+            offset = _place(vma)[0] - vma.start + start << PAGE_SHIFT
             self._process.gate_map(start << PAGE_SHIFT, end - start << PAGE_SHIFT, self.memory.fd, offset)
 
     def access_again(self, address: int) -> None:
@@ -407,7 +407,7 @@ class RealAddressSpace(AddressSpace):
         for s, e, _ in self._gated.runs():
             self._process.gate_register(s << PAGE_SHIFT, e - s << PAGE_SHIFT)
         for vma in self.vmas:
-            if _is_gated(vma):
+            if _gate(vma) is not None:
                 for s, e, _ in list(self._gated.runs(vma.start, vma.end)):
                     self._map_present(vma, s, e)
 
@@ -415,8 +415,9 @@ class RealAddressSpace(AddressSpace):
         raise NotImplementedError("a real process is forked by its own kernel")
 
 
-def _is_gated(vma: Vma) -> bool:
-    return getattr(vma.file, "gate", None) is not None
+def _gate(vma: Vma) -> RangeMap[int] | None:
+    """Which pages of its file are private, if that can be."""
+    return vma.file.gate if vma.file is not None else None
 
 
 def _placed_end(vma: Vma) -> int:
